@@ -191,7 +191,7 @@ def _cross_checks(config: Config) -> list[str]:
     if config.use_qlora and config.quantization_bit == 8:
         problems.append("quantization_bit: got 8 beside use_qlora: true (4 bits); choose one of the two")
     if config.positive_label.strip() == config.negative_label.strip():
-        problems.append(f"negative_label: got {config.negative_label!r}, the same word as positive_label; use two words")
+        problems.append(f"negative_label: got {config.negative_label!r}, the same as positive_label; use two words")
     for key in ("positive_label", "negative_label"):
         if not getattr(config, key).strip():
             problems.append(f"{key}: got an empty word; use a short word such as Yes or No")

@@ -132,3 +132,9 @@ def hash_text(*parts: str) -> str:
         digest.update(f"{len(data)}:".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """Where fetched files are kept: `$RECTUNE_CACHE`, or `~/.cache/rectune`."""
+    own = os.environ.get("RECTUNE_CACHE")
+    return Path(own).expanduser() if own else Path.home() / ".cache" / "rectune"

@@ -1,0 +1,1 @@
+"""What is simpler than a language model, fitted on the same rows."""

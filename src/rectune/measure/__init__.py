@@ -1,0 +1,1 @@
+"""Metrics, intervals and calibration: pure functions of labels and scores, below every other room."""

@@ -1,0 +1,1 @@
+"""Predictions in, verdict out: comparison, figures, `metrics.json` and `report.html`."""

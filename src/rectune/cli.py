@@ -1,0 +1,234 @@
+"""The command line: parse, call a stage, print. Heavy imports happen inside the commands, so --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rectune.errors import RectuneError
+from rectune.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from rectune.config import Config
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Turn an open language model into a recommender, and say honestly whether it beats what is simpler.\n\n"
+    "Each command is COMMAND CONFIG [key=value ...]. CONFIG is a YAML file or the name of a shipped one "
+    "(`rectune configs`); commands that need a trained model take its run folder in place of CONFIG.",
+    epilog="Start with: rectune run demo_cpu",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")]
+RunPath = Annotated[Path, typer.Argument(help="Run folder (output_dir of a training) or one of its checkpoints.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of configuration keys.")
+]
+
+
+def say(text: str) -> None:
+    """Print one line for a person, as it is."""
+    print(text, flush=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    """A configuration by path, or a shipped one by name."""
+    from rectune.config import load_config
+    from rectune.shipped import find_config
+
+    return load_config(find_config(path), overrides)
+
+
+@app.command(epilog="Example: rectune run demo_cpu   ·   rectune run configs/qwen3_movielens_qlora.yaml seed=1")
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")] = Path(
+        "demo_cpu"
+    ),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
+) -> None:
+    """Everything from ratings to a report: prepare, train, evaluate base beside tuned."""
+    from rectune.pipeline import run_all
+
+    run_all(_load(config, overrides), resume, overwrite, say, _console())
+
+
+@app.command(epilog="Example: rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-latest-small.zip")
+def prepare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again even where nothing has changed.")] = False,
+) -> None:
+    """Read, clean, label and split ratings into a dataset folder."""
+    from rectune.data.prepare import prepare as stage
+
+    stage(_load(config, overrides), force=force, say=say)
+
+
+@app.command(epilog="Example: rectune inspect demo_cpu --show-examples 1 --percentiles 50,95,100")
+def inspect(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    show_examples: Annotated[int, typer.Option(min=0, help="Examples to follow through the six steps.")] = 2,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Measure at most this many prompts.")] = None,
+    cutoff_len: Annotated[int | None, typer.Option(help="Try another cutoff_len.")] = None,
+    percentiles: Annotated[str, typer.Option(help="Which to report, with commas.")] = "50,90,95,99,100",
+    char_only: Annotated[bool, typer.Option("--char-only", help="Count characters; no tokenizer needed.")] = False,
+    packing: Annotated[bool, typer.Option("--packing/--no-packing", help="Try packing.")] = True,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Show what becomes of an event on its way to the model, and how long the prompts are."""
+    from rectune.prompt.inspect import inspect as stage
+
+    extra = [f"cutoff_len={cutoff_len}"] if cutoff_len is not None else []
+    stage(
+        _load(config, [*(overrides or []), *extra]),
+        examples=show_examples,
+        limit=max_samples,
+        percentiles=percentiles,
+        characters=char_only,
+        packed=packing,
+        json_path=json_path,
+        say=say,
+        console=_console(),
+    )
+
+
+@app.command(epilog="Example: rectune train demo_cpu learning_rate=2e-4   ·   rectune train demo_cpu --resume")
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint of output_dir.")] = False,
+    resume_from_checkpoint: Annotated[
+        Path | None, typer.Option("--resume-from-checkpoint", "--resume_from_checkpoint", help="Go on from this one.")
+    ] = None,
+    extra_epochs: Annotated[int, typer.Option("--extra-epochs", min=0, help="Epochs beyond num_train_epochs.")] = 0,
+    clear_cache: Annotated[bool, typer.Option("--clear-cache", help="Tokenise again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
+) -> None:
+    """Fine-tune an adapter; the best one ends at the root of output_dir."""
+    from rectune.train.train import Resume
+    from rectune.train.train import train as stage
+
+    start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)
+    stage(_load(config, overrides), say, _console(), start, clear=clear_cache, overwrite=overwrite)
+
+
+Split = Annotated[str, typer.Option(help="test or validation.")]
+Mode = Annotated[str, typer.Option(help="logits, or generate for greedy answers of 8 tokens besides.")]
+
+
+@app.command(epilog="Example: rectune score output/demo --input data/ml-100k/test_raw.jsonl --output answers")
+def score(
+    run: RunPath,
+    overrides: Overrides = None,
+    input_file: Annotated[Path | None, typer.Option("--input", help="test_raw.jsonl or Alpaca JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for a split, folder for --input.")] = None,
+    split: Split = "test",
+    mode: Mode = "logits",
+    max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="Ask the untuned model too.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="One canned prompt, base beside tuned.")] = False,
+) -> None:
+    """P(yes) for every event of a split, for every record of a file, or for one canned prompt."""
+    from rectune.report.infer import infer_demo, infer_file
+    from rectune.score.open_run import open_run
+    from rectune.score.score import TUNED, open_data, score_rows, split_rows, write_predictions
+
+    opened = open_run(run, overrides or [], say)
+    if demo:
+        infer_demo(opened, say)
+    elif input_file is not None:
+        infer_file(opened, input_file, output or run / "inference", max_samples, compare_base, mode, say)
+    else:
+        data = open_data(opened, say)
+        rows = split_rows(opened, data, split)
+        table = score_rows(opened, data, rows, (TUNED,), mode, say, _console())[TUNED]
+        path = output or run / f"predictions_{split}_tuned.parquet"
+        write_predictions(table, path)
+        say(f"written: {path} ({len(table):,} rows)")
+
+
+@app.command(epilog="Example: rectune evaluate output/demo --split validation")
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    split: Split = "test",
+    mode: Mode = "logits",
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the untuned model too.")] = True,
+) -> None:
+    """Measure a run on a split, beside its untuned base and a baseline, and write metrics.json and report.html."""
+    from rectune.report.evaluate import evaluate as stage
+
+    found = stage(run, overrides or [], split, mode, base, say, _console())
+    say(f"report: {found.page}")
+
+
+@app.command(epilog="Example: rectune compare output/demo --output output/demo/comparison")
+def compare(
+    run: RunPath,
+    overrides: Overrides = None,
+    split: Split = "test",
+    output: Annotated[Path | None, typer.Option(help="Folder for the files; default RUN/comparison.")] = None,
+) -> None:
+    """Untuned beside tuned, row by row: improvements, regressions, both wrong."""
+    from rectune.report.evaluate import compare as stage
+
+    stage(run, overrides or [], split, output, say, _console())
+
+
+@app.command(epilog="Example: rectune doctor   ·   rectune doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    network: Annotated[bool, typer.Option("--network/--no-network", help="Try to reach the model hub.")] = True,
+) -> None:
+    """What this machine can do, and what to do about what is missing."""
+    from rectune.doctor import examine, show
+
+    show(examine(network), as_json, say)
+
+
+@app.command(epilog="Example: rectune configs   ·   rectune configs demo_cpu   ·   rectune configs --keys")
+def configs(
+    name: Annotated[str | None, typer.Argument(help="Print this shipped configuration.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning.")] = False,
+) -> None:
+    """The shipped configurations, and all keys."""
+    from rectune import shipped
+
+    if keys:
+        say(shipped.describe_keys())
+    elif name:
+        say(shipped.find_config(Path(name)).read_text(encoding="utf-8"))
+    else:
+        say(shipped.list_configs())
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line and an exit code, never a traceback."""
+    quiet_libraries()
+    try:
+        app(standalone_mode=True)
+    except RectuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stopped:
+        print(f"stopped{f': {stopped}' if str(stopped) else ''}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

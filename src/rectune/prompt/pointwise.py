@@ -1,0 +1,233 @@
+"""The pointwise layout: one prompt and one answer per event.
+
+This is the one builder of prompts. It yields a prompt as a list of parts, each of which is tokenised once;
+joined, the parts are the prompt's text, and their ids are the prompt's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rectune.config import Config
+from rectune.errors import DataError, ModelError
+from rectune.prompt.pieces import ChatFrame, Pieces, end_of_text
+from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
+from rectune.wording import (
+    PromptTexts,
+    history_heading,
+    history_line,
+    history_suffix,
+    texts_for,
+    user_input,
+)
+
+
+class Event(NamedTuple):
+    """One event of a history: the item's text, its rating and its 0/1 label."""
+
+    title: str
+    rating: float | None
+    label: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that ends where the answer begins.
+
+    Attributes:
+        tokens: its token ids.
+        dropped: how many of the oldest events were left out to fit.
+    """
+
+    tokens: list[int]
+    dropped: int
+
+
+class PointwisePrompts:
+    """Builds the prompts of one configuration with one tokenizer.
+
+    Raises:
+        ModelError: the chat template or the label words do not fit (see `ChatFrame`, `build_verbalizer`).
+    """
+
+    def __init__(self, config: Config, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.texts: PromptTexts = texts_for(config)
+        self.format = config.prompt_format
+        self.shows = config.history_shows
+        self.cutoff_len = config.cutoff_len
+        self.frame = ChatFrame(pieces.tokenizer, bool(self.texts.system)) if self.format == "chat" else None
+        if self.frame is not None:
+            before, space, end_id = self.frame.before_answer, "", self.frame.end_id(pieces)
+        else:
+            before, space, end_id = self._closing(), " ", end_of_text(pieces)
+        self.verbalizer: Verbalizer = build_verbalizer(
+            space + config.positive_label,
+            space + config.negative_label,
+            pieces.last_plain_text(before),
+            end_id,
+            pieces.text,
+        )
+        self._heads: dict[int, list[int]] = {}
+        self._tail = pieces.template(self._closing())
+
+    # --- fixed text around history and candidate ---
+
+    def _start_token(self) -> list[int]:
+        """The beginning-of-text token that this tokenizer puts before plain text, if it does."""
+        if self.format == "chat":
+            return []
+        tokenizer = self.pieces.tokenizer
+        bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+        return list(full[: len(full) - len(bare)]) if full[-len(bare) :] == bare else []
+
+    def _lead(self, text: str) -> str:
+        """Text above the history's heading, with the line ends between the two.
+
+        A blank line is only left where words follow: byte-level tokenizers join two line ends differently before
+        a word than at the end of a piece, and pieces of the history may follow directly.
+        """
+        gap = "\n\n" if self.texts.history_header else "\n"
+        return text + gap if text else ""
+
+    def _opening(self) -> str:
+        """Text before the history's heading; ends with a line end, or is empty."""
+        texts = self.texts
+        if self.frame is not None:
+            system = self.frame.before_system + texts.system if texts.system else ""
+            return system + self.frame.before_user + self._lead(texts.instruction)
+        if self.format == "instruction":
+            lead = " ".join(part for part in (texts.system, texts.instruction) if part)
+            return f"### Instruction:\n{lead}\n\n### Input:\n"
+        return self._lead(texts.instruction or texts.system)
+
+    def _closing(self) -> str:
+        """Text after the candidate's line, up to the answer."""
+        question = self.texts.question
+        if self.frame is not None:
+            return question + self.frame.before_answer
+        if self.format == "instruction":
+            return f"{question}\n\n### Response:\nAnswer:" if question else "\n### Response:\nAnswer:"
+        return f"{question}\nAnswer:" if question else "Answer:"
+
+    def _history_parts(self, index: int, event: Event) -> tuple[str, str]:
+        """A history line as two pieces: its number, and the item with what stands behind it."""
+        suffix = history_suffix(event.rating, self.verbalizer.word(event.label), self.shows)
+        return f"{index}.", f" {event.title}{suffix}\n"
+
+    def _candidate_part(self, title: str) -> str:
+        # Without a question the candidate's line is the last of the user's turn and has no line end.
+        return f" {title}\n" if self.texts.question or self.frame is None else f" {title}"
+
+    def _head(self, count: int) -> list[int]:
+        """Ids of everything before the first history line, for this many lines."""
+        head = self._heads.get(count)
+        if head is None:
+            heading = history_heading(self.texts, count) + "\n" if self.texts.history_header else ""
+            head = self._heads[count] = [*self._start_token(), *self.pieces.template(self._opening() + heading)]
+        return head
+
+    # --- prompts ---
+
+    def warm(self, events: Sequence[Event], titles: Sequence[str], longest: int) -> None:
+        """Tokenise the pieces of these distinct history events and candidates at once."""
+        numbers = [f"{index}." for index in range(1, longest + 1)]
+        self.pieces.warm(numbers)
+        self.pieces.warm(self._history_parts(1, event)[1] for event in events)
+        self.pieces.warm(self._candidate_part(title) for title in titles)
+
+    def build(self, history: Sequence[Event], candidate: str) -> Prompt:
+        """The prompt of one candidate after a history, shortened by whole events to fit `cutoff_len`.
+
+        Room is left for the answer and the token that ends it.
+
+        Raises:
+            DataError: the prompt does not fit even without any history.
+        """
+        text = self.pieces.text
+        item_ids = [text(self._history_parts(1, event)[1]) for event in history]
+        candidate_ids = [*text(self.texts.candidate_header), *text(self._candidate_part(candidate))]
+        room = self.cutoff_len - 2 - len(candidate_ids) - len(self._tail)
+        first = 0
+        while True:
+            shown = item_ids[first:]
+            head = self._head(len(shown))
+            numbers = [text(f"{index}.") for index in range(1, len(shown) + 1)]
+            size = len(head) + sum(map(len, shown)) + sum(map(len, numbers))
+            if size <= room:
+                break
+            if not shown:
+                needed = self.cutoff_len + size - room
+                raise DataError(
+                    f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidate[:60]!r} needs {needed} tokens "
+                    f"with no history at all; set cutoff_len={needed} or more, or shorten the texts"
+                )
+            first += 1
+        tokens = [*head]
+        for number, item in zip(numbers, shown, strict=True):
+            tokens += number
+            tokens += item
+        tokens += candidate_ids
+        tokens += self._tail
+        return Prompt(tokens, first)
+
+    def record(self, system: str, instruction: str, content: str) -> Prompt:
+        """The prompt of an Alpaca record, whose history is text already and cannot be shortened.
+
+        Raises:
+            DataError: the prompt does not fit `cutoff_len`.
+        """
+        if self.frame is not None:
+            lead = self._lead(instruction) + content
+            parts = [(self.frame.before_system, True), (system, False)] if self.texts.system else []
+            parts += [(self.frame.before_user, True), (lead, False), (self.frame.before_answer, True)]
+            tokens = self.pieces.mixed(parts)
+        else:
+            tokens = [*self._start_token(), *self.pieces.text(self._opening() + content + self._ending())]
+        if len(tokens) + 2 > self.cutoff_len:
+            raise DataError(
+                f"cutoff_len: got {self.cutoff_len}, but a record's prompt needs {len(tokens) + 2} tokens; raise it"
+            )
+        return Prompt(tokens, 0)
+
+    def _ending(self) -> str:
+        """What a plain-text prompt has between the user's input and the answer."""
+        return "\n\n### Response:\nAnswer:" if self.format == "instruction" else "\nAnswer:"
+
+    def text(self, history: Sequence[Event], candidate: str) -> str:
+        """The same prompt as one string, nothing dropped, built apart from the pieces (for people and checks)."""
+        lines = [
+            history_line(index, event.title, event.rating, self.verbalizer.word(event.label), self.shows)
+            for index, event in enumerate(history, start=1)
+        ]
+        content = user_input(self.texts, lines, candidate)
+        if self.frame is not None:
+            tokenizer = self.pieces.tokenizer
+            messages = [{"role": "system", "content": self.texts.system}] if self.texts.system else []
+            messages.append({"role": "user", "content": self._lead(self.texts.instruction) + content})
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+            )
+        return self._opening() + content + self._ending()
+
+    def check_pieces(self, history: Sequence[Event], candidate: str) -> None:
+        """Compare one prompt's pieces with the tokenisation of its whole string.
+
+        Raises:
+            ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
+        """
+        whole = self.text(history, candidate)
+        content = [*(event.title for event in history), candidate]
+        if any(marker in title for marker in self.pieces.special_ids for title in content):
+            return  # the whole string would turn the title's marker into a special token; the pieces must not
+        expected = [*self._start_token(), *self.pieces.tokenizer(whole, add_special_tokens=False).input_ids]
+        built = self.build(history, candidate)
+        if built.dropped == 0 and built.tokens != expected:
+            raise ModelError(
+                f"the tokenizer {type(self.pieces.tokenizer).__name__} joins text across the items of a prompt, which "
+                "rectune does not support; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
+            )

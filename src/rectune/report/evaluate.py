@@ -1,0 +1,155 @@
+"""The stages that end in figures: evaluate a run, and compare it with its untuned base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+
+from rectune.baselines.rates import item_like_rate
+from rectune.data.columns import LABEL, SPLIT, TRAIN, VALIDATION
+from rectune.files import write_json
+from rectune.measure.classification import classification_metrics, probability
+from rectune.prompt.dataset import Dataset
+from rectune.report.compare import write_comparison
+from rectune.report.report import estimates, write_report
+from rectune.report.verdict import summary_table
+from rectune.score.generate import agreement
+from rectune.score.open_run import OpenRun, open_run
+from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
+
+BASELINE = "item like-rate"
+VALIDATION_PREDICTIONS = "validation_predictions.parquet"
+HISTORY = "log_history.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured and where it was written."""
+
+    report: dict[str, Any]
+    page: Path
+
+
+def _with_baseline(data: Dataset, rows: np.ndarray[Any, Any], table: pl.DataFrame) -> pl.DataFrame:
+    """The item like-rate's predictions on the same rows; it may see the training events only."""
+    train = data.events.filter(pl.col(SPLIT) == TRAIN).with_columns(pl.col(LABEL).cast(pl.Int64))
+    log_odds = item_like_rate(train, data.events[rows.tolist()])
+    return table.select(pl.exclude("generated", "generated_label")).with_columns(
+        log_odds=pl.Series(log_odds), score=pl.Series(probability(log_odds))
+    )
+
+
+def _how_made(run: OpenRun, data: Dataset, split: str) -> dict[str, str]:
+    """What a reader needs to make the figures again."""
+    config = run.config
+    history = f"{config.history_len} events of history, prompts of at most {config.cutoff_len} tokens"
+    return {
+        "model": f"{run.settings.base_model} with LoRA (rank {config.lora_rank}, {config.lora_target}), {run.folder}",
+        "data": f"{data.meta['name']}, {split} split of each user's timeline, {history}",
+        "dataset hash": data.content_hash,
+        "adapter hash": run.adapter_hash,
+        "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
+        "leak": str(data.meta.get("leak_note", "")),
+        "baseline": f"{BASELINE}: smoothed share of likes of the item among training events only",
+        "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
+        "command": f"rectune evaluate {run.folder}",
+    }
+
+
+def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None:
+    """Say by how much validation scores differ from those that training saw for the best adapter."""
+    file = run.folder / VALIDATION_PREDICTIONS
+    if not file.is_file():
+        return
+    then = pl.read_parquet(file)
+    if not then["row_id"].equals(table["row_id"]):
+        say("check: these are not the validation rows of training, so their scores are not compared")
+        return
+    largest = float(np.abs(then["log_odds"].to_numpy() - table["log_odds"].to_numpy()).max(initial=0.0))
+    say(f"check: largest difference from the scores during training, row by row: {largest:g} in log-odds")
+
+
+def _log_history(folder: Path) -> list[dict[str, Any]]:
+    for place in (folder / HISTORY, folder / "trainer_state.json"):
+        if place.is_file():
+            found = json.loads(place.read_text(encoding="utf-8"))
+            return list(found["log_history"] if isinstance(found, dict) else found)
+    return []
+
+
+def evaluate(
+    folder: Path, overrides: list[str], split: str, mode: str, untuned: bool, say: Say, console: Console
+) -> Evaluation:
+    """Score a split with the tuned model (and the untuned one), measure them beside the baseline, write the report.
+
+    Writes `predictions_SPLIT.parquet`, `metrics_SPLIT.json` and `report.html` (`report_validation.html`) into the run.
+
+    Args:
+        folder: a run folder.
+        overrides: `key=value` strings.
+        split: `test` or `validation`.
+        mode: `logits` or `generate`.
+        untuned: whether to score the untuned model too.
+        say: prints one line.
+        console: shows progress and the table.
+    """
+    run = open_run(folder, overrides, say)
+    data = open_data(run, say)
+    rows = split_rows(run, data, split)
+    models = (UNTUNED, TUNED) if untuned else (TUNED,)
+    found = score_rows(run, data, rows, models, mode, say, console)
+    if split == VALIDATION:
+        _check_against_training(run, found[TUNED], say)
+    if mode == "generate":
+        for which, table in found.items():
+            same = agreement(table["generated"].to_list(), table["log_odds"].to_numpy(), run.prompts.verbalizer)
+            say(f"generation, {which}: {same:.2%} of the answers name the label with the higher logit")
+    for which, table in found.items():
+        write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
+    tables = {**found, BASELINE: _with_baseline(data, rows, found[TUNED])}
+    name = "report" if split != VALIDATION else "report_validation"
+    report = write_report(
+        run.folder, tables, _log_history(run.folder), _how_made(run, data, split), run.settings.threshold,
+        out_name=name, title=f"rectune: {data.meta['name']}, {split}",
+    )  # fmt: skip
+    console.print(summary_table(estimates(report)))
+    console.print(report["verdict"], highlight=False)
+    for note in report["notes"]:
+        console.print(note, highlight=False)
+    return Evaluation(report, run.folder / f"{name}.html")
+
+
+def compare(folder: Path, overrides: list[str], split: str, output: Path | None, say: Say, console: Console) -> Path:
+    """Base beside tuned on the same rows, in one pass over one copy of the weights.
+
+    Writes the prediction files of both, their improvements and regressions, and `comparison_report.json`.
+
+    Returns:
+        The folder written.
+    """
+    run = open_run(folder, overrides, say)
+    data = open_data(run, say)
+    rows = split_rows(run, data, split)
+    found = score_rows(run, data, rows, (UNTUNED, TUNED), "logits", say, console)
+    target = output or run.folder / "comparison"
+    report = write_comparison(found[UNTUNED], found[TUNED], target, run.settings.threshold)
+    say(f"compared: {report['counts']}")
+    say(f"written: {target}")
+    return target
+
+
+def write_metrics(table: pl.DataFrame, path: Path, threshold: float) -> dict[str, Any]:
+    """Metrics of labelled predictions as JSON."""
+    users = table["user_id"].to_list() if "user_id" in table.columns else ["all"] * len(table)
+    metrics = classification_metrics(table[LABEL].to_numpy(), table["log_odds"].to_numpy(), users, threshold=threshold)
+    write_json(path, metrics)
+    return metrics

@@ -1,0 +1,186 @@
+"""Ask a run about prompts from a file, or about one canned prompt, the tuned answer beside the untuned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rectune.data.columns import LABEL
+from rectune.errors import DataError
+from rectune.files import write_json
+from rectune.measure.classification import probability
+from rectune.prompt.pointwise import Event, Prompt
+from rectune.prompt.tree import Trees
+from rectune.report.evaluate import write_metrics
+from rectune.score.generate import extract_label, generate_answers
+from rectune.score.open_run import OpenRun
+from rectune.score.score import TUNED, UNTUNED
+from rectune.score.scorer import score_trees
+from rectune.wording import one_line
+
+Say = Callable[[str], None]
+
+_CANNED = {
+    "history_titles": ["Toy Story (1995)", "Apollo 13 (1995)", "Braveheart (1995)", "Waterworld (1995)"],
+    "history_ratings": [4.0, 5.0, 4.0, 2.0],
+    "candidate_title": "Shawshank Redemption, The (1994)",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt from a file: its tokens, its label where the file gives one, and the record it came from."""
+
+    prompt: Prompt
+    label: int | None
+    record: dict[str, Any]
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Records of a JSON list or of JSON lines.
+
+    Raises:
+        DataError: the file is missing, empty or no JSON; a bad line is named by its number.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); give test_raw.jsonl or eval.json of a dataset folder"
+        ) from error
+    if text.lstrip().startswith("["):
+        try:
+            records: list[dict[str, Any]] = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{file}: not whole JSON ({error})") from error
+    else:
+        records = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{file}, line {number}: not JSON ({error})") from error
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise DataError(f"{file}: no records; expected a JSON list or one JSON object a line")
+    return records
+
+
+def _label(run: OpenRun, word: Any, where: str) -> int | None:
+    """0 or 1 from a label word or number."""
+    verbalizer = run.prompts.verbalizer
+    known = {verbalizer.positive: 1, verbalizer.negative: 0, 1: 1, 0: 0, None: None}
+    if word not in known:
+        raise DataError(f"{where}: label {word!r}, allowed: {verbalizer.positive}, {verbalizer.negative}, 1, 0")
+    return known[word]
+
+
+def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
+    """The prompt of one record: `history_titles` and `candidate_title`, or Alpaca's instruction and input.
+
+    Raises:
+        DataError: the record has neither form, or its label is not one of the two words.
+    """
+    if "candidate_title" in record:
+        titles = record.get("history_titles") or []
+        ratings = record.get("history_ratings") or [None] * len(titles)
+        if len(ratings) != len(titles):
+            raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
+        threshold = run.config.rating_threshold
+        history = [
+            Event(one_line(title), rating, int(rating is not None and rating >= threshold))
+            for title, rating in zip(titles, ratings, strict=True)
+        ][-run.config.history_len :]
+        prompt = run.prompts.build(history, one_line(record["candidate_title"]))
+        return Question(prompt, _label(run, record.get("label"), where), record)
+    if "input" in record:
+        texts = run.prompts.texts
+        prompt = run.prompts.record(
+            record.get("system", texts.system), record.get("instruction", texts.instruction), record["input"]
+        )
+        return Question(prompt, _label(run, record.get("output"), where), record)
+    raise DataError(f"{where}: neither candidate_title nor input; found {', '.join(record) or 'nothing'}")
+
+
+def _trees(questions: list[Question]) -> Trees:
+    lengths = np.array([len(question.prompt.tokens) for question in questions], dtype=np.int64)
+    count = len(questions)
+    return Trees(
+        tokens=np.concatenate([np.array(question.prompt.tokens, dtype=np.int32) for question in questions]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        answer_at=(lengths - 1).astype(np.int32),
+        answer_offsets=np.arange(count + 1, dtype=np.int64),
+        labels=np.array([question.label or 0 for question in questions], dtype=np.int32),
+        rows=np.arange(count, dtype=np.int32),
+        dropped=np.array([question.prompt.dropped for question in questions], dtype=np.int32),
+    )
+
+
+def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl.DataFrame:
+    """Scores (and generated answers) of one model: log_odds, score, prediction, and generated where asked."""
+    trees, size = _trees(questions), run.config.per_device_eval_batch_size
+    verbalizer = run.prompts.verbalizer
+    with run.model.disable_adapter() if which == UNTUNED else nullcontext():
+        log_odds = score_trees(run.model, trees, verbalizer, size)
+        texts = (
+            generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size) if mode == "generate" else None
+        )
+    score = probability(log_odds)
+    labels: list[int | None] = [int(value >= run.settings.threshold) for value in score]
+    if texts is not None:
+        labels = [extract_label(text, verbalizer) for text in texts]
+    words = [None if label is None else verbalizer.word(label) for label in labels]
+    frame = pl.DataFrame({"log_odds": log_odds, "score": score, "prediction": words})
+    return frame if texts is None else frame.with_columns(generated=pl.Series(texts))
+
+
+def infer_demo(run: OpenRun, say: Say) -> None:
+    """One canned prompt, answered by the untuned and by the tuned model."""
+    asked = question(run, _CANNED, "the canned prompt")
+    say(run.loaded.tokenizer.decode(asked.prompt.tokens))
+    for which in (UNTUNED, TUNED):
+        row = answer(run, [asked], which, "generate").row(0, named=True)
+        say(f"{which:>8}: P({run.prompts.verbalizer.positive}) = {row['score']:.3f}   says {row['generated']!r}")
+
+
+def infer_file(
+    run: OpenRun, file: Path, output: Path, limit: int | None, compare_base: bool, mode: str, say: Say
+) -> None:
+    """Answer every record of a file.
+
+    Writes `lora_predictions.jsonl` (and `base_predictions.jsonl`), each record with its score, and
+    `metrics_summary.json` where the records carry labels.
+
+    Raises:
+        DataError: see `read_records` and `question`.
+    """
+    records = read_records(file)[:limit]
+    asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
+    names = {TUNED: "lora"} | ({UNTUNED: "base"} if compare_base else {})
+    summary: dict[str, Any] = {}
+    for which, name in names.items():
+        table = answer(run, asked, which, mode)
+        lines = [
+            json.dumps({**item.record, **row}, ensure_ascii=False)
+            for item, row in zip(asked, table.iter_rows(named=True), strict=True)
+        ]
+        write_text(output / f"{name}_predictions.jsonl", "\n".join(lines) + "\n")
+        say(f"written: {output / f'{name}_predictions.jsonl'} ({len(table):,} predictions)")
+        if all(item.label is not None for item in asked):
+            users = [str(item.record.get("user_id", "all")) for item in asked]
+            labelled = table.with_columns(pl.Series(LABEL, [item.label for item in asked]), pl.Series("user_id", users))
+            summary[name] = write_metrics(labelled, output / f"{name}_metrics.json", run.settings.threshold)
+    if summary:
+        write_json(output / "metrics_summary.json", summary)
+        for name, metrics in summary.items():
+            known = [key for key in ("auc", "uauc", "accuracy", "f1") if metrics[key] is not None]
+            shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in known)
+            say(f"{name}: {shown}  ({len(asked):,} rows)")

@@ -1,0 +1,168 @@
+"""The report as one HTML file: no script, no external resource, every text from data escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, NamedTuple
+
+from rectune.report.verdict import METRIC_NAMES, Rows, percent
+
+
+class PageFigure(NamedTuple):
+    """An SVG made by `report.figures`, the sentence under it, and whether it takes a row of its own."""
+
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """All that a page shows. Texts are plain text; only `figures` hold markup, made by this program.
+
+    Attributes:
+        title: heading of the page.
+        verdict: what the numbers say, in a sentence or two.
+        rows: model name → metric key → Estimate(value, low, high).
+        figures: heading → figure.
+        disagreements: as from `report.compare.disagreements`.
+        how_made: what → how, in order: config, data hash, versions, command, rows, settings.
+        notes: sentences under the verdict.
+        level: of the intervals in `rows`.
+    """
+
+    title: str
+    verdict: str
+    rows: Rows
+    figures: Mapping[str, PageFigure] = field(default_factory=dict)
+    disagreements: Sequence[Mapping[str, Any]] = ()
+    how_made: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    level: float = 0.95
+
+
+_LOWER_IS_BETTER = ("loss", "brier", "ece")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --page: #ffffff; --card: #f5f7f9; --line: #d9dfe5;
+  --accent: #2f7fd8; --good: #17795a; --bad: #b3462c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa5b0; --page: #14181c; --card: #1c2228;
+  --line: #333c45; --accent: #5aa0ee; --good: #4cc39a; --bad: #ee8a6c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+.verdict { font-size: 1.15rem; padding: 1rem 1.25rem; border-left: 4px solid var(--accent); background: var(--card);
+  border-radius: 0 8px 8px 0; margin: 0; }
+.notes { color: var(--soft); margin: .75rem 0 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .85rem; padding-top: .5rem; }
+th, td { padding: .5rem .75rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th:first-child, td.text { text-align: left; }
+thead th { color: var(--soft); font-weight: 600; font-size: .85rem; white-space: nowrap; }
+tbody th { font-weight: 600; min-width: 6rem; overflow-wrap: break-word; }
+.interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.25rem;
+  align-items: start; }
+figure { margin: 0; padding: 1rem; background: var(--card); border-radius: 8px; min-width: 0; overflow-x: auto; }
+figure h3 { font-size: .95rem; margin: 0 0 .5rem; }
+figure svg { display: block; width: 100%; height: auto; max-height: 26rem; }
+figure.wide { grid-column: 1 / -1; } figure.wide svg { min-width: 32rem; max-height: 22rem; }
+figcaption { color: var(--soft); font-size: .85rem; margin-top: .5rem; }
+.better { color: var(--good); } .worse { color: var(--bad); }
+details summary { cursor: pointer; color: var(--soft); font-size: .85rem; }
+details ol { margin: .25rem 0 0; padding-left: 1.5rem; font-size: .85rem; }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .35rem 1.25rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap;
+  font-family: ui-monospace, SFMono-Regular, Menlo, monospace; font-size: .85rem; }
+@media (max-width: 36rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
+@media print { figure, tr { break-inside: avoid; } }
+"""
+
+
+def _text(value: object) -> str:
+    """Text from data: escaped, and kept from turning the direction of the text around it."""
+    return f"<bdi>{escape(str(value))}</bdi>"
+
+
+def _table(rows: Rows, level: float) -> str:
+    metrics = [metric for metric in METRIC_NAMES if any(metric in values for values in rows.values())]
+    head = "".join(
+        f'<th scope="col">{METRIC_NAMES[metric]} {"↓" if metric in _LOWER_IS_BETTER else ""}</th>' for metric in metrics
+    )
+    body = []
+    for name, values in rows.items():
+        cells = []
+        for metric in metrics:
+            estimate = values.get(metric)
+            if estimate is None or estimate[0] is None:
+                cells.append("<td>–</td>")
+                continue
+            value, low, high = estimate
+            interval = f'<span class="interval">{low:.3f} – {high:.3f}</span>' if None not in (low, high) else ""
+            cells.append(f"<td>{value:.3f}{interval}</td>")
+        body.append(f'<tr><th scope="row">{_text(name)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Metrics by model"><table><caption>'
+        f"Below each value: its {percent(level)} interval, by bootstrap over users. "
+        f"UAUC is the mean of the AUCs within each user. "
+        f'↓ lower is better.</caption><thead><tr><th scope="col">Model</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _disagreements(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = []
+    for row in rows:
+        titles = list(row.get("history_titles") or [])
+        history = "".join(f"<li>{_text(title)}</li>" for title in titles)
+        label = int(row["label"])
+        right = (float(row["tuned_score"]) > float(row["base_score"])) == (label == 1)
+        body.append(
+            f'<tr><td class="text">{_text(row["candidate_title"])}<details><summary>history ({len(titles)})</summary>'
+            f"<ol>{history}</ol></details></td>"
+            f"<td>{'liked' if label else 'not liked'}</td><td>{float(row['base_score']):.3f}</td>"
+            f'<td class="{"better" if right else "worse"}">{float(row["tuned_score"]):.3f} {"✓" if right else "✗"}</td>'
+            "</tr>"
+        )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Disagreements"><table><caption>'
+        "Rows on which tuning changed the answer most. "
+        "Scores are P(yes); ✓ moved towards the truth, ✗ away from it.</caption><thead><tr>"
+        '<th scope="col">Item asked about</th><th scope="col">Truth</th><th scope="col">Untuned</th>'
+        f'<th scope="col">Tuned</th></tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>\n" if body else ""
+
+
+def render_page(content: PageContent) -> str:
+    """The page as one HTML document, without script or external resource; readable in light and dark, wide and narrow.
+
+    Every text in `content` is escaped; the SVGs of `content.figures` are put in as they are.
+    """
+    figures = "".join(
+        f"<figure{' class=wide' if figure.wide else ''}><h3>{escape(name)}</h3>{figure.svg}"
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for name, figure in content.figures.items()
+    )
+    how = "".join(f"<dt>{escape(key)}</dt><dd>{_text(value)}</dd>" for key, value in content.how_made.items())
+    notes = "".join(f'<p class="notes">{escape(note)}</p>' for note in content.notes)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(content.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{escape(content.title)}</h1>\n<p class="verdict">{escape(content.verdict)}</p>\n{notes}\n'
+        + _section("Metrics", _table(content.rows, content.level))
+        + _section("Figures", f'<div class="figures">{figures}</div>' if figures else "")
+        + _section("Disagreements", _disagreements(content.disagreements) if content.disagreements else "")
+        + _section("How it was made", f"<dl>{how}</dl>" if how else "")
+        + "</main>\n</body>\n</html>\n"
+    )

@@ -1,0 +1,89 @@
+"""Answer by greedy generation, as a chat user would, and find the label word in the text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+
+from rectune.prompt.tree import Trees
+from rectune.prompt.verbalizer import Verbalizer
+from rectune.score.scorer import Progress, scoring_batches
+
+MAX_NEW_TOKENS = 8
+_THINK = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+
+
+def extract_label(text: str, verbalizer: Verbalizer) -> int | None:
+    """The label that a generated answer gives, or None.
+
+    Thinking is cut out, open or closed. The answer is the label word it begins with; failing that, the only one
+    of the two words in it. An answer with both words and neither first, or with none, gives no label.
+
+    >>> words = Verbalizer("Yes", "No", 1, 2, 3)
+    >>> extract_label("<think>\\nNo idea\\n</think>\\n\\nYes.", words)
+    1
+    >>> extract_label("It is a no", words), extract_label("Nothing", words), extract_label("Perhaps", words)
+    (0, None, None)
+    """
+    answer = _THINK.sub("", text).strip()
+    found = {}
+    for label in (1, 0):
+        pattern = rf"(?<!\w){re.escape(verbalizer.word(label))}(?!\w)"
+        match = re.search(pattern, answer, re.IGNORECASE)
+        if match is not None:
+            found[label] = match.start()
+    if len(found) == 1:
+        return next(iter(found))
+    first = [label for label, at in found.items() if at == 0]
+    return first[0] if len(first) == 1 else None
+
+
+def generate_answers(
+    model: Any, trees: Trees, tokenizer: Any, verbalizer: Verbalizer, batch_size: int, progress: Progress | None = None
+) -> list[str]:
+    """Greedy answers to the prompts of trees with one answer each: at most 8 new tokens, special tokens kept out.
+
+    Returns:
+        The generated texts, in the order of the trees.
+    """
+    device = next(model.parameters()).device
+    texts = [""] * len(trees)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in scoring_batches(trees, batch_size):
+            # generate() continues after the last column, so prompts are moved to the right end of their rows.
+            width = batch.input_ids.shape[1]
+            input_ids = torch.full_like(batch.input_ids, verbalizer.end_id)
+            mask = torch.zeros_like(batch.input_ids)
+            for row, last in enumerate(batch.positions.tolist()):
+                input_ids[row, width - last - 1 :] = batch.input_ids[row, : last + 1]
+                mask[row, width - last - 1 :] = 1
+            with torch.inference_mode():
+                output = model.generate(
+                    input_ids=input_ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    eos_token_id=verbalizer.end_id,
+                    pad_token_id=verbalizer.end_id,
+                )
+            for tree, ids in zip(batch.answers.tolist(), output[:, width:].cpu(), strict=True):
+                texts[tree] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            if progress is not None:
+                progress(len(input_ids))
+    finally:
+        model.train(was_training)
+    return texts
+
+
+def agreement(texts: list[str], log_odds: np.ndarray[Any, np.dtype[np.float64]], verbalizer: Verbalizer) -> float:
+    """Share of prompts whose generated label is the one with the higher logit; no label counts as disagreement."""
+    labels = [extract_label(text, verbalizer) for text in texts]
+    return float(np.mean([label == int(odds > 0) for label, odds in zip(labels, log_odds, strict=True)]))

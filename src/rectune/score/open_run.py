@@ -1,0 +1,78 @@
+"""Open a run folder: the tuned model with everything it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rectune.config import Config, load_config
+from rectune.errors import ModelError
+from rectune.files import hash_file
+from rectune.model.load import Loaded, load_model
+from rectune.model.lora import ADAPTER_FILE, load_adapter
+from rectune.prompt.pieces import Pieces
+from rectune.prompt.pointwise import PointwisePrompts
+from rectune.score.settings import AdapterSettings, load_settings
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A tuned model, ready to score.
+
+    Attributes:
+        folder: the run (or checkpoint) folder that the adapter came from.
+        config: the run's configuration with the saved prompt keys.
+        settings: what was saved beside the adapter.
+        model: base model and adapter; `model.disable_adapter()` gives the untuned one.
+        loaded: the base model's tokenizer, device and precision.
+        prompts: the one prompt builder.
+    """
+
+    folder: Path
+    config: Config
+    settings: AdapterSettings
+    model: Any
+    loaded: Loaded
+    prompts: PointwisePrompts
+
+    @property
+    def adapter_hash(self) -> str:
+        """SHA-256 of the adapter's weights."""
+        return hash_file(self.folder / ADAPTER_FILE)
+
+
+def run_config(folder: Path, overrides: list[str]) -> Config:
+    """The configuration of a run folder, or of the run that a checkpoint lies in, with overrides.
+
+    Raises:
+        ModelError: the folder is no run.
+    """
+    for place in (folder, folder.parent):
+        if (place / "config.yaml").is_file():
+            return load_config(place, overrides)
+    raise ModelError(f"{folder}: no config.yaml here, so this is no run folder; give the output_dir of a training run")
+
+
+def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> OpenRun:
+    """Load a run's base model and adapter, and check that they are asked as they were trained.
+
+    Args:
+        folder: a run folder, or one of its checkpoints.
+        overrides: `key=value` strings, for keys that do not change the prompt.
+        say: prints one line.
+
+    Raises:
+        ModelError: a part is missing, damaged or does not fit; a prompt key was overridden with another value.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such run folder; train first with `rectune train CONFIG`")
+    given = run_config(folder, overrides)
+    settings = load_settings(folder)
+    config = settings.config(given)
+    loaded = load_model(config, say)
+    prompts = PointwisePrompts(config, Pieces(loaded.tokenizer))
+    settings.check_verbalizer(prompts.verbalizer)
+    model = load_adapter(loaded.model, folder)
+    return OpenRun(folder, config, settings, model, loaded, prompts)

@@ -1,0 +1,46 @@
+"""Predictions as a table: who, what, the true label, the score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, USER_ID
+from rectune.data.folder import history_slices
+from rectune.measure.classification import probability
+from rectune.prompt.dataset import Dataset
+
+
+def prediction_frame(
+    data: Dataset, rows: npt.NDArray[Any], log_odds: npt.NDArray[np.float64], history_len: int | None = None
+) -> pl.DataFrame:
+    """One line per answer.
+
+    Args:
+        data: the dataset.
+        rows: int [answers]; rows of its events.
+        log_odds: float64 [answers].
+        history_len: adds the titles of the history shown and of the candidate when given.
+
+    Returns:
+        row_id, user_id, item_id, label, log_odds, score, and where asked candidate_title and history_titles.
+    """
+    chosen = data.events.select(ROW_ID, USER_ID, ITEM_ID, LABEL)[rows.tolist()]
+    frame: pl.DataFrame = chosen.with_columns(
+        pl.col(LABEL).cast(pl.Int64),
+        log_odds=pl.Series(log_odds, dtype=pl.Float64),
+        score=pl.Series(probability(log_odds), dtype=pl.Float64),
+    )
+    if history_len is None:
+        return frame
+    names = dict(zip(data.catalog["item_id"].to_list(), data.catalog["title"].to_list(), strict=True))
+    titles = [names.get(item, "") for item in data.events[ITEM_ID].to_list()]
+    starts, stops = history_slices(data.events, history_len)
+    with_titles: pl.DataFrame = frame.with_columns(
+        candidate_title=pl.Series([titles[row] for row in rows], dtype=pl.String),
+        history_titles=pl.Series([titles[starts[row] : stops[row]] for row in rows], dtype=pl.List(pl.String)),
+    )
+    return with_titles

@@ -1,0 +1,153 @@
+"""The stage from a run and a dataset's split to predictions: chunked, resumable, one copy of the weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rectune.data.columns import TEST, VALIDATION
+from rectune.errors import ConfigError
+from rectune.files import atomic_path, hash_text
+from rectune.model.lora import check_effect
+from rectune.prompt.dataset import Dataset, open_dataset
+from rectune.prompt.encode import encode, sample_rows
+from rectune.prompt.tree import Trees
+from rectune.score.generate import extract_label, generate_answers
+from rectune.score.open_run import OpenRun
+from rectune.score.predictions import prediction_frame
+from rectune.score.scorer import CHUNK, score_trees
+
+TUNED, UNTUNED = "tuned", "untuned"
+MODES = ("logits", "generate")
+
+Say = Callable[[str], None]
+
+
+def split_rows(run: OpenRun, data: Dataset, split: str) -> npt.NDArray[np.int64]:
+    """The rows that a run evaluates on: the same draw as during training for validation.
+
+    Raises:
+        ConfigError: the split is neither test nor validation.
+    """
+    limits = {TEST: run.config.max_test_samples, VALIDATION: run.config.max_eval_samples}
+    if split not in limits:
+        raise ConfigError(f"--split: got {split!r}, allowed: test, validation")
+    return sample_rows(data.events, split, limits[split], run.config.seed)
+
+
+def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Callable[[int], None]) -> pl.DataFrame:
+    """Log-odds of one chunk by the tuned or the untuned model, and its generated answers where asked."""
+    size = run.config.per_device_eval_batch_size
+    verbalizer = run.prompts.verbalizer
+    with run.model.disable_adapter() if which == UNTUNED else nullcontext():
+        log_odds = score_trees(run.model, trees, verbalizer, size, advance)
+        frame = pl.DataFrame({"log_odds": log_odds})
+        if mode == "generate":
+            texts = generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size)
+            labels = [extract_label(text, verbalizer) for text in texts]
+            frame = frame.with_columns(
+                generated=pl.Series(texts, dtype=pl.String), generated_label=pl.Series(labels, dtype=pl.Int64)
+            )
+    return frame
+
+
+def score_rows(
+    run: OpenRun,
+    data: Dataset,
+    rows: npt.NDArray[np.int64],
+    models: tuple[str, ...],
+    mode: str,
+    say: Say,
+    console: Console,
+) -> dict[str, pl.DataFrame]:
+    """Predictions for these rows by each model, in one pass over chunks.
+
+    Each finished chunk is kept under the run folder until all are done, so that a killed call goes on where it was.
+
+    Args:
+        run: the opened run.
+        data: the dataset.
+        rows: int64 [n]; rows of its events.
+        models: any of `tuned` and `untuned`.
+        mode: `logits`, or `generate` to also answer by greedy generation.
+        say: prints one line.
+        console: shows progress.
+
+    Returns:
+        For each model a frame as `prediction_frame` makes it, in the order of `rows`.
+
+    Raises:
+        ConfigError: an unknown mode.
+        ModelError: the adapter changes no answer.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"--mode: got {mode!r}, allowed: {', '.join(MODES)}")
+    trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
+    key = hash_text(
+        run.adapter_hash, data.content_hash, rows.tobytes().hex(), mode, str(run.config.per_device_eval_batch_size),
+        str(run.loaded.dtype), run.settings.base_model, str(run.config.cutoff_len),
+    )[:16]  # fmt: skip
+    store = run.folder / "scoring" / key
+    columns = (
+        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=len(trees) * len(models), note="")
+        for first in range(0, len(trees), CHUNK):
+            chosen = np.arange(first, min(first + CHUNK, len(trees)))
+            for which in models:
+                file = store / f"{which}-{first:09d}.parquet"
+                bar.update(task, note=which)
+                if file.is_file():
+                    frame = pl.read_parquet(file)
+                    bar.advance(task, len(chosen))
+                else:
+                    frame = _score_chunk(run, trees.select(chosen), which, mode, lambda n: bar.advance(task, n))
+                    with atomic_path(file) as temporary:
+                        frame.write_parquet(temporary)
+                    if not console.is_terminal:
+                        say(f"scored {which}: {chosen[-1] + 1:,} of {len(trees):,}")
+                parts[which].append(frame)
+    scored = {which: pl.concat(frames) for which, frames in parts.items()}
+    if TUNED in scored and UNTUNED in scored:
+        _check_adapter(run, scored)
+    result = {}
+    for which, frame in scored.items():
+        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), run.config.history_len)
+        result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
+    shutil.rmtree(store, ignore_errors=True)
+    return result
+
+
+def _check_adapter(run: OpenRun, scored: dict[str, pl.DataFrame]) -> None:
+    import torch
+
+    tuned, untuned = (torch.from_numpy(scored[which]["log_odds"].to_numpy().copy()) for which in (TUNED, UNTUNED))
+    check_effect(run.model, tuned, untuned)
+
+
+def open_data(run: OpenRun, say: Say) -> Dataset:
+    """The dataset of a run; a note when it is not the one trained on."""
+    data = open_dataset(run.config, say)
+    if data.content_hash != run.settings.data_hash:
+        say("data: this dataset is not the one that the adapter was trained on")
+    return data
+
+
+def write_predictions(frame: pl.DataFrame, path: Path) -> None:
+    """Write predictions whole, as Parquet, or as JSONL where the name ends so."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".jsonl":
+            frame.write_ndjson(temporary)
+        else:
+            frame.write_parquet(temporary)

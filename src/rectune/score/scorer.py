@@ -1,0 +1,116 @@
+"""Score trees: log-odds of the two label words at every answer.
+
+Evaluation during training, `score`, `evaluate` and `compare` all call `score_trees`, so their numbers agree row by
+row: same rows, same batches, same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rectune.errors import ModelError, ResourceError
+from rectune.model.answers import hidden_at, label_logits
+from rectune.prompt.tree import Trees
+from rectune.prompt.verbalizer import Verbalizer
+
+CHUNK = 1024
+"""Trees that are batched together; scoring can be cut between chunks and go on later without changing a batch."""
+
+Floats = npt.NDArray[np.float64]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ScoringBatch:
+    """Prompts of similar length, padded on the right.
+
+    Attributes:
+        input_ids: int64 [batch, length].
+        rows, positions: int64 [answers]; where the answers are read.
+        answers: int64 [answers]; their indices in the trees' columns.
+    """
+
+    input_ids: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    answers: npt.NDArray[np.int64]
+
+
+def scoring_batches(trees: Trees, size: int) -> Iterator[ScoringBatch]:
+    """Batches of `size` trees, longest first within each chunk, so that little is padded.
+
+    A tree's batch depends only on its chunk: bfloat16 results differ a little with the batch's shape, and equal
+    batches make equal scores.
+    """
+    groups = []
+    for first in range(0, len(trees), CHUNK):
+        order = first + np.argsort(-trees.lengths[first : first + CHUNK], kind="stable")
+        groups += [order[start : start + size] for start in range(0, len(order), size)]
+    for chosen in groups:
+        part = trees.select(chosen)
+        input_ids = torch.zeros(len(chosen), int(part.lengths.max()), dtype=torch.int64)
+        for row in range(len(chosen)):
+            tokens = part.tree_tokens(row)
+            input_ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        counts = np.diff(part.answer_offsets)
+        flat = np.concatenate([np.arange(trees.answers(tree).start, trees.answers(tree).stop) for tree in chosen])
+        yield ScoringBatch(
+            input_ids=input_ids,
+            rows=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)),
+            positions=torch.from_numpy(part.answer_at.astype(np.int64)),
+            answers=flat,
+        )
+
+
+def score_trees(
+    model: Any, trees: Trees, verbalizer: Verbalizer, batch_size: int, progress: Progress | None = None
+) -> Floats:
+    """Log-odds of the positive label word at every answer.
+
+    The score of an answer is P(yes) = softmax over the two label tokens' logits = sigmoid(log-odds).
+
+    Args:
+        model: a causal language model, with or without an adapter; its mode is put back afterwards.
+        trees: what to score.
+        verbalizer: gives the label tokens.
+        batch_size: trees per forward pass.
+        progress: called with the number of trees scored by each batch.
+
+    Returns:
+        float64 [answers], in the order of the trees' answers.
+
+    Raises:
+        ModelError: a score is not a number.
+        ResourceError: a batch does not fit the device's memory.
+    """
+    device = next(model.parameters()).device
+    result = np.empty(len(trees.labels), dtype=np.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in scoring_batches(trees, batch_size):
+                hidden = hidden_at(model, batch.input_ids.to(device), batch.rows.to(device), batch.positions.to(device))
+                logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
+                result[batch.answers] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+                if progress is not None:
+                    progress(len(batch.input_ids))
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"scoring {batch_size} prompts of {int(trees.lengths.max())} tokens at once does not fit this device; "
+            f"set per_device_eval_batch_size={max(1, batch_size // 2)}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not np.isfinite(result).all():
+        raise ModelError(
+            f"{int((~np.isfinite(result)).sum())} of {len(result)} scores are not numbers: the adapter has diverged "
+            "or float16 overflowed; train with bf16=true or a lower learning_rate"
+        )
+    return result

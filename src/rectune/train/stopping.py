@@ -1,0 +1,141 @@
+"""When to keep an adapter, when to stop: decisions made from the Trainer's history alone, so a resume repeats them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+Log = dict[str, Any]
+
+
+def _better(value: float, best: float, metric: str) -> bool:
+    return value < best if metric == "loss" else value > best
+
+
+def best_evaluation(history: list[Log], metric: str) -> tuple[int, float] | None:
+    """Step and value of the best evaluation by a metric; the earliest wins a tie; None without any.
+
+    >>> best_evaluation([{"step": 5, "eval_auc": 0.6}, {"step": 9, "eval_auc": 0.7}], "auc")
+    (9, 0.7)
+    """
+    best: tuple[int, float] | None = None
+    for log in history:
+        value = log.get(f"eval_{metric}")
+        if value is not None and (best is None or _better(value, best[1], metric)):
+            best = (int(log["step"]), float(value))
+    return best
+
+
+def evaluations_since_best(history: list[Log], metric: str) -> int:
+    """How many evaluations have come after the best one."""
+    best = best_evaluation(history, metric)
+    if best is None:
+        return 0
+    return sum(1 for log in history if f"eval_{metric}" in log and int(log["step"]) > best[0])
+
+
+def has_plateaued(history: list[Log], patience: int, min_delta: float, smoothing: float = 0.8) -> bool:
+    """Whether the smoothed training loss has not fallen by `min_delta` for `patience` log lines.
+
+    The loss is smoothed as s = 0.8 s + 0.2 loss, since single log lines are noisy.
+    """
+    smoothed: float | None = None
+    lowest: float | None = None
+    waited = 0
+    for log in history:
+        if "loss" not in log:
+            continue
+        smoothed = log["loss"] if smoothed is None else smoothing * smoothed + (1 - smoothing) * log["loss"]
+        if lowest is None or smoothed < lowest - min_delta:
+            lowest, waited = smoothed, 0
+        else:
+            waited += 1
+    return patience > 0 and waited >= patience
+
+
+class BestAndStop(TrainerCallback):
+    """Keeps the best adapter and stops a run that no longer improves.
+
+    Args:
+        metric: name of the deciding metric, without `eval_`.
+        early_patience: evaluations without a better one before stopping; 0 never stops.
+        plateau_patience, plateau_min_delta: see `has_plateaued`.
+        keep: saves the adapter as it is now as the best one and returns its folder.
+        say: prints one line.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        early_patience: int,
+        plateau_patience: int,
+        plateau_min_delta: float,
+        keep: Callable[[int, float], str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.metric = metric
+        self.early_patience = early_patience
+        self.plateau = (plateau_patience, plateau_min_delta)
+        self.keep = keep
+        self.say = say
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the adapter when this evaluation is the best, stop when patience has run out."""
+        best = best_evaluation(state.log_history, self.metric)
+        if best is None:
+            return
+        if best[0] == state.global_step:
+            state.best_global_step, state.best_metric = best
+            state.best_model_checkpoint = self.keep(*best)
+        waited = evaluations_since_best(state.log_history, self.metric)
+        if 0 < self.early_patience <= waited:
+            self.say(f"early stop: {waited} evaluations since the best {self.metric} {best[1]:.4f} at step {best[0]}")
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop when the training loss has gone flat."""
+        if not control.should_training_stop and has_plateaued(state.log_history, *self.plateau):
+            self.say(f"early stop: the training loss has not fallen for {self.plateau[0]} log lines")
+            control.should_training_stop = True
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+
+
+class StopSignals(TrainerCallback):
+    """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        self.say("stopping after this step; a checkpoint will be saved (again to stop at once)")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop when a signal has come; log wherever a checkpoint is saved.
+
+        A log line averages the loss since the one before. Logging at every checkpoint makes these averages, and
+        with them the plateau rule, the same in a resumed run.
+        """
+        if self.received is not None and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+        if control.should_save:
+            control.should_log = True

@@ -1,0 +1,339 @@
+"""The stage from token trees and a base model to a run folder with the best adapter."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from rectune.config import Config
+from rectune.data.columns import TRAIN, VALIDATION
+from rectune.errors import ConfigError, ModelError, ResourceError
+from rectune.files import append_line, atomic_folder, write_json, write_text
+from rectune.model.load import Loaded, load_model
+from rectune.model.lora import ADAPTER_FILE, attach_adapter, load_adapter, parameter_line
+from rectune.prompt.dataset import Dataset, open_dataset
+from rectune.prompt.encode import clear_cache, encode, sample_rows
+from rectune.prompt.packs import pack
+from rectune.prompt.pieces import Pieces
+from rectune.prompt.pointwise import PointwisePrompts
+from rectune.prompt.tree import Trees
+from rectune.score.generate import agreement, generate_answers
+from rectune.score.settings import FILE_NAME, settings_of
+from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, read_checkpoint
+
+BEST = "best"
+HISTORY = "log_history.json"
+VALIDATION_PREDICTIONS = "validation_predictions.parquet"
+_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS)
+
+Say = Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal after saving a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a run starts: from the latest checkpoint, from a named one, for more epochs."""
+
+    latest: bool = False
+    checkpoint: Path | None = None
+    extra_epochs: int = 0
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run folder holds a finished training."""
+    return (run / HISTORY).is_file() and (run / ADAPTER_FILE).is_file()
+
+
+def _starting_point(config: Config, resume: Resume, say: Say) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        ConfigError: the folder holds another run and nothing was said about resuming.
+        ModelError: the named checkpoint is missing or damaged.
+    """
+    run = config.output_dir
+    if resume.checkpoint is not None:
+        return read_checkpoint(resume.checkpoint)
+    if resume.latest:
+        found = latest_checkpoint(run, say)
+        if found is None:
+            say(f"resume: {run} holds no usable checkpoint, so training starts from the beginning")
+        return found
+    if is_finished(run) or list(run.glob("checkpoint-*")):
+        raise ConfigError(
+            f"output_dir: {run} already holds a run; go on with --resume, start over with --overwrite, "
+            "or set output_dir=OTHER"
+        )
+    return None
+
+
+def _banner(start: Checkpoint, say: Say) -> None:
+    rule = "=" * 72
+    say(
+        f"{rule}\nRESUMING FROM A CHECKPOINT\n  checkpoint: {start.folder}\n  last completed step: {start.step}\n"
+        f"  next step: {start.step + 1}\n  epoch: {start.epoch:.2f}\n{rule}"
+    )
+
+
+def _say_changes(config: Config, run: Path, say: Say) -> None:
+    """Name every key that differs from the run's saved configuration."""
+    from rectune.config import load_config
+
+    if (run / "config.yaml").is_file():
+        before, now = load_config(run).model_dump(mode="json"), config.model_dump(mode="json")
+        for key, value in now.items():
+            if before[key] != value:
+                say(f"resume: {key} was {before[key]!r} and is now {value!r}")
+
+
+def _adapted(config: Config, loaded: Loaded, say: Say) -> Any:
+    """The model with a fresh adapter, or with an earlier one that training goes on from."""
+    from transformers import set_seed
+
+    set_seed(config.seed)  # before the adapter: its initial values are drawn from the seed
+    if config.adapter_name_or_path is not None:
+        say(f"adapter: going on from {config.adapter_name_or_path}")
+        model = load_adapter(loaded.model, config.adapter_name_or_path, trainable=True)
+    else:
+        model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    say(f"adapter: {parameter_line(model)}")
+    return model
+
+
+def _arguments(config: Config, epochs: float) -> Any:
+    """The Trainer's arguments. Best-adapter keeping, stopping, rotation and logging are done by our callbacks."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(config.output_dir),
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        num_train_epochs=epochs,
+        max_steps=config.max_steps if config.max_steps > 0 else -1,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps or config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        fp16=config.fp16,
+        eval_strategy=config.eval_strategy,
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        seed=config.seed,
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
+    """Which trees share a row; without packing, each has its own."""
+    if not config.packing:
+        return [[index] for index in range(len(trees))]
+    packs = pack(trees.lengths + 2, config.cutoff_len, config.seed)
+    say(f"packing: {len(trees):,} prompts in {len(packs):,} sequences of at most {config.cutoff_len} tokens, none lost")
+    return packs
+
+
+def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
+    from rectune.score.predictions import prediction_frame
+
+    return prediction_frame(data, trees.rows, log_odds)
+
+
+def _publish(source: Path, run: Path) -> None:
+    """Copy the best adapter to the root of the run folder, the config last, each file whole."""
+    from rectune.files import atomic_path
+
+    for name in _ROOT_FILES:
+        if (source / name).is_file():
+            with atomic_path(run / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+
+
+def train(
+    config: Config,
+    say: Say,
+    console: Console,
+    resume: Resume | None = None,
+    clear: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train an adapter and leave the best one, with its tokenizer and settings, at the root of `output_dir`.
+
+    Args:
+        config: all keys.
+        say: prints one line.
+        console: shows progress.
+        resume: how to start; a fresh run when None.
+        clear: tokenise again even where the cache holds the prompts.
+        overwrite: remove a run that already lies in `output_dir`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RectuneError: see the stages' own errors.
+        Interrupted: a signal came; a checkpoint was saved.
+    """
+    import torch
+
+    from rectune.train.batches import TrainingCollator
+    from rectune.train.monitor import RunLog, tensorboard_callback
+    from rectune.train.stopping import BestAndStop, StopSignals
+    from rectune.train.trainer import AnswerTrainer, Validation
+
+    resume = resume or Resume()
+    run = config.output_dir
+    if overwrite and run.exists() and resume == Resume():
+        shutil.rmtree(run)
+    if resume.extra_epochs and config.max_steps > 0:
+        raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
+    start = _starting_point(config, resume, say)
+    data = open_dataset(config, say)
+    if clear:
+        clear_cache(config, say)
+    loaded = load_model(config, say)
+    pieces = Pieces(loaded.tokenizer)
+    prompts = PointwisePrompts(config, pieces)
+    trees, held_out = (
+        encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say)
+        for rows in (
+            sample_rows(data.events, TRAIN, config.max_train_samples, config.seed),
+            sample_rows(data.events, VALIDATION, config.max_eval_samples, config.seed),
+        )
+    )
+    say(
+        f"data: {len(trees):,} training and {len(held_out):,} validation events, mean {trees.lengths.mean():.0f} tokens"
+    )
+    model = _adapted(config, loaded, say)
+    settings = settings_of(
+        config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
+        data.content_hash,
+    )  # fmt: skip
+    validation = None
+    if config.eval_strategy != "no":
+        validation = Validation(held_out, data.users(held_out.rows))
+
+    def keep(step: int, value: float) -> str:
+        with atomic_folder(run / BEST) as folder:
+            model.save_pretrained(folder)
+            settings.save(folder)
+            write_json(folder / "step.json", {"step": step, config.metric_for_best_model: value})
+            if validation is not None and validation.log_odds is not None:
+                _predictions(data, held_out, validation.log_odds).write_parquet(folder / VALIDATION_PREDICTIONS)
+        return str(run / BEST)
+
+    packs = _packs(config, trees, say)
+    if start is not None:
+        _say_changes(config, run, say)
+        _banner(start, say)
+        if start.folder.parent.resolve() == run.resolve():
+            drop_after(run, start.step)
+    write_text(run / "config.yaml", config.to_yaml())
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees) / len(packs)
+    log = RunLog(run / "logs", console, per_step)
+    callbacks = [
+        log,
+        BestAndStop(
+            config.metric_for_best_model,
+            config.early_stopping_patience,
+            config.loss_plateau_patience,
+            config.loss_plateau_min_delta,
+            keep,
+            say,
+        ),
+    ]
+    if config.report_to == "tensorboard":
+        callbacks.append(tensorboard_callback(run / "logs", start.step + 1 if start else None))
+        say(f"watch: tensorboard --logdir {run / 'logs'}")
+    with StopSignals(say) as signals:
+        trainer = AnswerTrainer(
+            verbalizer=prompts.verbalizer,
+            attention=loaded.attention,
+            validation=validation,
+            save_total_limit=config.save_total_limit,
+            on_saved=settings.save,
+            model=model,
+            args=_arguments(config, config.num_train_epochs + resume.extra_epochs),
+            train_dataset=packs,
+            eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
+            data_collator=TrainingCollator(trees, prompts.verbalizer),
+            processing_class=loaded.tokenizer,
+            callbacks=[*callbacks, signals],
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"out of memory on {loaded.device.type} at step {trainer.state.global_step}; the last checkpoint is "
+                "whole. Halve per_device_train_batch_size and double gradient_accumulation_steps, or set "
+                "gradient_checkpointing=true, then run again with --resume"
+            ) from error
+        finally:
+            log.close()
+    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
+    if trainer.state.best_global_step is None:
+        keep(trainer.state.global_step, float("nan"))
+    _check_best(run, trainer.state.best_global_step)
+    _publish(run / BEST, run)
+    loaded.tokenizer.save_pretrained(run)
+    _say_generations(config, model, held_out, loaded, prompts, say)
+    write_json(run / HISTORY, trainer.state.log_history)
+    state = trainer.state
+    best = ""
+    if validation is not None:
+        best = f" (best {config.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step})"
+    say(f"trained: {run}{best}")
+    return run
+
+
+def _check_best(run: Path, step: int | None) -> None:
+    """The kept adapter must be of the step that the history calls the best.
+
+    Raises:
+        ModelError: the folder holds another step's adapter.
+    """
+    import json
+
+    kept = json.loads((run / BEST / "step.json").read_text(encoding="utf-8"))["step"]
+    if step is not None and kept != step:
+        raise ModelError(f"{run / BEST}: holds the adapter of step {kept}, not of the best step {step}; train again")
+
+
+def _say_generations(
+    config: Config, model: Any, trees: Trees, loaded: Loaded, prompts: PointwisePrompts, say: Say
+) -> None:
+    """Answer a few validation prompts by generation and say how many agree with the logits."""
+    import numpy as np
+
+    from rectune.score.scorer import score_trees
+
+    if not config.gen_eval_samples:
+        return
+    few = trees.select(np.arange(min(config.gen_eval_samples, len(trees))))
+    texts = generate_answers(model, few, loaded.tokenizer, prompts.verbalizer, config.per_device_eval_batch_size)
+    odds = score_trees(model, few, prompts.verbalizer, config.per_device_eval_batch_size)
+    same = agreement(texts, odds, prompts.verbalizer)
+    for text, row in list(zip(texts, few.rows.tolist(), strict=True))[:3]:
+        append_line(config.output_dir / "logs" / "generations.txt", f"row {row}: {text}")
+    say(f"generation: {same:.1%} of {len(texts)} greedy answers name the label with the higher logit, e.g. {texts[:3]}")

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from rectune.errors import DataError
+from rectune.measure.classification import classification_metrics
+from rectune.report.report import best_baseline, estimates, write_report
+
+LOG = [{"step": 10, "loss": 0.7}, {"step": 10, "eval_loss": 0.6, "eval_auc": 0.7}]
+HOW = {"config": "history_len: 15", "command": "rectune run config.yaml"}
+
+
+def test_metrics_json_holds_what_is_returned_and_the_page_its_verdict(models, tmp_path):
+    report = write_report(tmp_path / "run", models, LOG, HOW, bootstrap_draws=200)
+    assert json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8")) == report
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert report["verdict"] in page
+    assert page.count("<svg") == 6
+    assert "history_len: 15" in page
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.json", "report.html"]
+
+
+def test_the_reports_metrics_are_those_of_the_metrics_room(models, tmp_path):
+    report = write_report(tmp_path, models, [], {}, threshold=0.4, bootstrap_draws=20)
+    for name, frame in models.items():
+        assert report["models"][name]["metrics"] == classification_metrics(
+            frame["label"].to_numpy(), frame["log_odds"].to_numpy(), frame["user_id"].to_list(), 0.4
+        )
+    assert report["rows"] == 600
+    assert report["users"] == 40
+    assert sum(report["counts"].values()) == 600
+    assert set(report["paired_differences"]) == {"tuned - untuned", "tuned - item like-rate"}
+
+
+def test_the_verdict_compares_with_the_untuned_model_and_the_best_baseline(models, tmp_path):
+    report = write_report(tmp_path, models, LOG, HOW, bootstrap_draws=200)
+    assert report["verdict"].startswith("The tuned model beats the untuned one by ")
+    assert "It beats the item like-rate baseline by " in report["verdict"]
+    assert "UAUC" in report["notes"][0]
+    assert best_baseline({**report, "models": {"tuned": report["models"]["tuned"]}}) is None
+
+
+def test_a_tuned_model_that_learned_nothing_does_not_win(models, tmp_path):
+    swapped = {"untuned": models["tuned"], "tuned": models["untuned"]}
+    report = write_report(tmp_path, swapped, [], {}, bootstrap_draws=200)
+    assert report["verdict"].startswith("The tuned model does not beat the untuned one: it is worse by ")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["tuned"], "nothing to compare it with"),
+        (["untuned"], "No tuned model"),
+        (["item like-rate"], "No tuned model"),
+        (["tuned", "item like-rate"], "The tuned model beats the item like-rate baseline"),
+        (["untuned", "item like-rate"], "No tuned model"),
+    ],
+)
+def test_any_subset_of_models_makes_a_report(models, tmp_path, names, words):
+    chosen = {name: models[name] for name in names}
+    report = write_report(tmp_path, chosen, [], {}, bootstrap_draws=50, out_name="some")
+    assert words in report["verdict"]
+    assert list(estimates(report)) == names
+    assert report["counts"] is None
+    assert (tmp_path / "some.html").is_file()
+
+
+def test_the_same_input_gives_the_same_bytes(models, tmp_path):
+    for run in ("one", "two"):
+        write_report(tmp_path / run, models, LOG, HOW, bootstrap_draws=30)
+    for name in ("metrics.json", "report.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_rows_in_another_order_are_refused_and_nothing_is_written(models, tmp_path):
+    models["tuned"] = models["tuned"].reverse()
+    with pytest.raises(DataError, match="predictions of tuned: row_id of row 1"):
+        write_report(tmp_path / "run", models, [], {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tiny_run_of_one_user_and_one_class_still_makes_a_page(make, tmp_path):
+    frames = {name: make([0.5, 1.0], [1, 1], ["a", "a"]) for name in ("untuned", "tuned")}
+    report = write_report(tmp_path, frames, [], {}, bootstrap_draws=10)
+    assert "cannot be compared" in report["verdict"]
+    assert report["models"]["tuned"]["intervals"] == {}
