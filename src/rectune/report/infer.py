@@ -14,7 +14,7 @@ import polars as pl
 
 from rectune.data.columns import LABEL
 from rectune.errors import DataError
-from rectune.files import write_json
+from rectune.files import write_json, write_text
 from rectune.measure.classification import probability
 from rectune.prompt.pointwise import Event, Prompt
 from rectune.prompt.tree import Trees
