@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectune.errors import RectuneError
+from rectune.errors import RectuneError, ResourceError
+from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -217,17 +219,24 @@ def configs(
         say(shipped.list_configs())
 
 
-def main() -> None:
-    """Run the command line; a user's mistake becomes one line and an exit code, never a traceback."""
+def reported(action: Callable[[], object]) -> None:
+    """Do something for a user: a mistake becomes one line and an exit code, never a traceback."""
     quiet_libraries()
     try:
-        app(standalone_mode=True)
+        action()
     except RectuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as stopped:
-        print(f"stopped{f': {stopped}' if str(stopped) else ''}", file=sys.stderr)
-        sys.exit(130)
+    except Exception as error:
+        if not disk_problem(error):
+            raise
+        print("error: the disk is full; free some space, then run the same command again", file=sys.stderr)
+        sys.exit(ResourceError.exit_code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, by default with the arguments of this process."""
+    reported(lambda: app(args=arguments, prog_name="rectune"))
 
 
 if __name__ == "__main__":

@@ -25,18 +25,26 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def disk_problem(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that the disk is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()  # safetensors and polars wrap the system's error, torch's zip writer only hints at it
+    return any(sign in text for sign in ("no space left", "os error 28", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos"))
+
+
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into one line that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if disk_problem(error):
             raise ResourceError(
                 f"{path}: the disk is full; nothing that was there before has changed. "
                 "Free some space or choose another folder, then run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise ResourceError(f"{path}: no permission to write here; choose another folder") from error
         raise
 

@@ -139,18 +139,22 @@ def user_input(texts: PromptTexts, history_lines: list[str], candidate: str) -> 
 def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
     """The text of every item: `title`, `title_categories`, `id` or a template over the catalog's columns.
 
+    An item whose text comes out empty is called by its id.
+
     Args:
         catalog: one row per item, with `item_id`, `title` and attribute columns.
         item_text: the configuration's key of that name.
 
     Raises:
-        ConfigError: the template names a column that the catalog does not have.
+        ConfigError: the template names a column that the catalog does not have, or formats one wrongly.
     """
     ids = catalog["item_id"].to_list()
     if item_text == "id":
         return {item: f"item {item}" for item in ids}
     if item_text == "title":
-        return {item: one_line(title) for item, title in zip(ids, catalog["title"].to_list(), strict=True)}
+        return {
+            item: one_line(title) or f"item {item}" for item, title in zip(ids, catalog["title"].to_list(), strict=True)
+        }
     pattern = "{title} [{genres}]" if item_text == "title_categories" else item_text
     try:
         wanted = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
@@ -166,8 +170,12 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
         )
     texts = {}
     for item, row in zip(ids, catalog.select(list(dict.fromkeys(wanted))).iter_rows(named=True), strict=True):
-        filled = pattern.format(**{name: "" if value is None else value for name, value in row.items()})
+        try:
+            filled = pattern.format(**{name: "" if value is None else value for name, value in row.items()})
+        except ValueError as error:
+            raise ConfigError(f"item_text: {item_text!r} cannot be filled for item {item} ({error})") from error
         # An empty attribute leaves its brackets or separators behind; they would be noise in every such prompt.
         filled = re.sub(r"\s*(\[\s*\]|\(\s*\))", "", filled)
-        texts[item] = one_line(filled).rstrip(" ,;:-")
+        # A line of a prompt is never empty: where it ends would then be tokenised with what follows.
+        texts[item] = one_line(filled).rstrip(" ,;:-") or f"item {item}"
     return texts

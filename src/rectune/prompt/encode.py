@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from rectune.files import atomic_path, hash_file, hash_text, write_text
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import Event, PointwisePrompts
 from rectune.prompt.tree import Trees
-from rectune.wording import item_texts
+from rectune.wording import item_texts, texts_for
 
 _FORMAT = "1"
 PROMPT_KEYS = (
@@ -119,8 +120,8 @@ def encode_rows(
 
 
 def cache_key(config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64]) -> str:
-    """What the trees depend on, hashed: data, rows, tokenizer, template, prompt keys, this program's format."""
-    values = {key: getattr(config, key) for key in PROMPT_KEYS}
+    """What the trees depend on, hashed: data, rows, tokenizer, template, prompt keys and texts, the file's format."""
+    values = {key: getattr(config, key) for key in PROMPT_KEYS} | {"texts": asdict(texts_for(config))}
     return hash_text(
         _FORMAT,
         __version__,
@@ -191,8 +192,9 @@ def encode(
 
 
 def clear_cache(config: Config, say: Say) -> None:
-    """Remove the tokenised prompts of every run that shares this cache folder."""
-    files = [path for path in config.preprocessing_cache_dir.glob("*") if path.suffix in (".safetensors", ".sha256")]
+    """Remove the tokenised prompts of every run that shares this cache folder, and nothing else that lies there."""
+    ours = re.compile(r"[0-9a-f]{32}\.(safetensors|sha256)")
+    files = [path for path in config.preprocessing_cache_dir.glob("*") if ours.fullmatch(path.name)]
     for path in files:
         path.unlink()
     say(f"tokens: cleared {len(files)} files from {config.preprocessing_cache_dir}")

@@ -53,9 +53,8 @@ def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, coun
         say("[STEP 1] Record\n" + json.dumps(record, indent=2, ensure_ascii=False))
         say("\n[STEP 2] Messages")
         if prompts.frame is not None:
-            for role, text in (("system", prompts.texts.system), ("user", f"{prompts.texts.instruction}\n\n{content}")):
-                if text:
-                    say(f"  {role}: {text}")
+            for message in prompts.messages(content):
+                say(f"  {message['role']}: {message['content']}")
             say(f"  assistant: {word}")
         else:
             say(f"  none: prompt_format={config.prompt_format} is plain text")

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rectune.errors import ModelError
+from rectune.errors import DataError, ModelError
 
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 """Stand-ins from Unicode's private use area: no template looks for them and no real prompt holds them."""
@@ -41,8 +41,18 @@ class Pieces:
         definition.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         self._plain = Tokenizer.from_str(json.dumps(definition))
         self._ids: dict[str, list[int]] = {}
+        self._check_plain(tokenizer)
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+    def _check_plain(self, tokenizer: Any) -> None:
+        """Refuse a vocabulary that spells a special token out of plain text (Unigram and word-level ones do)."""
+        for index, token in tokenizer.added_tokens_decoder.items():
+            if token.special and index in self.text(token.content):
+                raise ModelError(
+                    f"the tokenizer {type(tokenizer).__name__} reads {token.content!r} in a title as its special "
+                    "token, which rectune does not allow; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
+                )
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides ids: the tokenizer's definition and its chat template."""
@@ -50,10 +60,20 @@ class Pieces:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def text(self, text: str) -> list[int]:
-        """Ids of plain text; nothing in it can become a special token. The list is shared: do not change it."""
+        """Ids of plain text; nothing in it can become a special token. The list is shared: do not change it.
+
+        Raises:
+            DataError: the text is not valid Unicode.
+        """
         ids = self._ids.get(text)
         if ids is None:
-            ids = self._plain.encode(text, add_special_tokens=False).ids
+            try:
+                ids = self._plain.encode(text, add_special_tokens=False).ids
+            except TypeError as error:
+                broken = ascii(text if len(text) <= 60 else text[:60])
+                raise DataError(
+                    f"the text {broken} holds half a character (a lone surrogate such as \\ud83d); write it as UTF-8"
+                ) from error
             self._ids[text] = ids
         return ids
 

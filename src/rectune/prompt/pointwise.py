@@ -109,7 +109,7 @@ class PointwisePrompts:
         if self.frame is not None:
             return question + self.frame.before_answer
         if self.format == "instruction":
-            return f"{question}\n\n### Response:\nAnswer:" if question else "\n### Response:\nAnswer:"
+            return f"{question}\n\n### Response:\nAnswer:" if question else "### Response:\nAnswer:"
         return f"{question}\nAnswer:" if question else "Answer:"
 
     def _history_parts(self, index: int, event: Event) -> tuple[str, str]:
@@ -185,7 +185,8 @@ class PointwisePrompts:
             parts += [(self.frame.before_user, True), (lead, False), (self.frame.before_answer, True)]
             tokens = self.pieces.mixed(parts)
         else:
-            tokens = [*self._start_token(), *self.pieces.text(self._opening() + content + self._ending())]
+            parts = [(self._opening(), True), (content, False), (self._ending(), True)]
+            tokens = [*self._start_token(), *self.pieces.mixed(parts)]
         if len(tokens) + 2 > self.cutoff_len:
             raise DataError(
                 f"cutoff_len: got {self.cutoff_len}, but a record's prompt needs {len(tokens) + 2} tokens; raise it"
@@ -193,8 +194,15 @@ class PointwisePrompts:
         return Prompt(tokens, 0)
 
     def _ending(self) -> str:
-        """What a plain-text prompt has between the user's input and the answer."""
-        return "\n\n### Response:\nAnswer:" if self.format == "instruction" else "\nAnswer:"
+        """What a plain-text prompt has between the user's input and the answer; see `_lead` for the blank line."""
+        if self.format == "instruction":
+            return ("\n\n" if self.texts.question else "\n") + "### Response:\nAnswer:"
+        return "\nAnswer:"
+
+    def messages(self, content: str) -> list[dict[str, str]]:
+        """The chat messages of a prompt whose history, candidate and question are this text."""
+        messages = [{"role": "system", "content": self.texts.system}] if self.texts.system else []
+        return [*messages, {"role": "user", "content": self._lead(self.texts.instruction) + content}]
 
     def text(self, history: Sequence[Event], candidate: str) -> str:
         """The same prompt as one string, nothing dropped, built apart from the pieces (for people and checks)."""
@@ -204,12 +212,9 @@ class PointwisePrompts:
         ]
         content = user_input(self.texts, lines, candidate)
         if self.frame is not None:
-            tokenizer = self.pieces.tokenizer
-            messages = [{"role": "system", "content": self.texts.system}] if self.texts.system else []
-            messages.append({"role": "user", "content": self._lead(self.texts.instruction) + content})
             return str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                self.pieces.tokenizer.apply_chat_template(
+                    self.messages(content), tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
             )
         return self._opening() + content + self._ending()

@@ -19,8 +19,9 @@ _THINK = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 def extract_label(text: str, verbalizer: Verbalizer) -> int | None:
     """The label that a generated answer gives, or None.
 
-    Thinking is cut out, open or closed. The answer is the label word it begins with; failing that, the only one
-    of the two words in it. An answer with both words and neither first, or with none, gives no label.
+    Thinking is cut out: closed, never closed, or opened by the prompt already. The answer is the label word it
+    begins with, quotes and the like aside; failing that, the only one of the two words in it. An answer with both
+    words and neither first, or with none, gives no label.
 
     >>> words = Verbalizer("Yes", "No", 1, 2, 3)
     >>> extract_label("<think>\\nNo idea\\n</think>\\n\\nYes.", words)
@@ -28,7 +29,7 @@ def extract_label(text: str, verbalizer: Verbalizer) -> int | None:
     >>> extract_label("It is a no", words), extract_label("Nothing", words), extract_label("Perhaps", words)
     (0, None, None)
     """
-    answer = _THINK.sub("", text).strip()
+    answer = _THINK.sub("", text).rpartition("</think>")[2].strip()
     found = {}
     for label in (1, 0):
         pattern = rf"(?<!\w){re.escape(verbalizer.word(label))}(?!\w)"
@@ -37,7 +38,7 @@ def extract_label(text: str, verbalizer: Verbalizer) -> int | None:
             found[label] = match.start()
     if len(found) == 1:
         return next(iter(found))
-    first = [label for label, at in found.items() if at == 0]
+    first = [label for label, at in found.items() if not re.search(r"\w", answer[:at])]
     return first[0] if len(first) == 1 else None
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectune.config import Config, load_config
+from rectune.config import Config, load_config, parse_override
 from rectune.errors import ModelError
 from rectune.files import hash_file
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
-from rectune.score.settings import AdapterSettings, load_settings
+from rectune.score.settings import AdapterSettings, load_settings, prompt_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ def run_config(folder: Path, overrides: list[str]) -> Config:
     raise ModelError(f"{folder}: no config.yaml here, so this is no run folder; give the output_dir of a training run")
 
 
+def _check_overrides(given: Config, overrides: list[str], settings: AdapterSettings) -> None:
+    asked = prompt_of(given)
+    for key, _ in map(parse_override, overrides):
+        if key in settings.prompt and asked[key] != settings.prompt[key]:
+            raise ModelError(
+                f"{key}: got {asked[key]!r}, but the adapter was trained with {settings.prompt[key]!r}, and a tuned "
+                "model is only asked as it was trained; leave this key out, or train again with it"
+            )
+
+
 def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> OpenRun:
     """Load a run's base model and adapter, and check that they are asked as they were trained.
 
@@ -70,6 +80,7 @@ def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> 
         raise ModelError(f"{folder}: no such run folder; train first with `rectune train CONFIG`")
     given = run_config(folder, overrides)
     settings = load_settings(folder)
+    _check_overrides(given, overrides, settings)
     config = settings.config(given)
     loaded = load_model(config, say)
     prompts = PointwisePrompts(config, Pieces(loaded.tokenizer))

@@ -79,18 +79,22 @@ class AdapterSettings:
             )
 
 
+def prompt_of(config: Config) -> dict[str, Any]:
+    """A configuration's prompt keys, with the texts filled in."""
+    texts = texts_for(config)
+    prompt = {key: getattr(config, key) for key in PROMPT_KEYS}
+    return prompt | {"system_prompt": texts.system, **{k: v for k, v in asdict(texts).items() if k != "system"}}
+
+
 def settings_of(
     config: Config, verbalizer: Verbalizer, source: str, revision: str | None, dtype: str, data_hash: str
 ) -> AdapterSettings:
     """The settings of a training run."""
-    texts = texts_for(config)
-    prompt = {key: getattr(config, key) for key in PROMPT_KEYS}
-    prompt |= {"system_prompt": texts.system, **{k: v for k, v in asdict(texts).items() if k != "system"}}
     bits = 4 if config.use_qlora else config.quantization_bit
     return AdapterSettings(
         base_model=config.model_name_or_path if source.startswith("/") else source,
         base_revision=revision,
-        prompt=prompt,
+        prompt=prompt_of(config),
         verbalizer=asdict(verbalizer),
         data_hash=data_hash,
         quantization=None if bits is None else f"{bits}-bit",
@@ -108,8 +112,10 @@ def load_settings(folder: Path) -> AdapterSettings:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         known = {item.name for item in fields(AdapterSettings)}
+        if not all(isinstance(part, dict) for part in (values, values["prompt"], values["verbalizer"])):
+            raise ValueError("prompt and verbalizer are not mappings")
         return AdapterSettings(**{key: value for key, value in values.items() if key in known})
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: no {FILE_NAME}; give the output_dir of a finished rectune training run") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file}: damaged ({error}); copy it from a checkpoint of the same run") from error

@@ -83,6 +83,23 @@ class BestAndStop(TrainerCallback):
         self.keep = keep
         self.say = say
 
+    def _no_better(self, history: list[Log]) -> str | None:
+        """That patience has run out, in words, or None."""
+        waited, best = evaluations_since_best(history, self.metric), best_evaluation(history, self.metric)
+        if best is None or not 0 < self.early_patience <= waited:
+            return None
+        return f"{waited} evaluations since the best {self.metric} {best[1]:.4f} at step {best[0]}"
+
+    def _flat(self, history: list[Log]) -> str | None:
+        """That the training loss has gone flat, in words, or None."""
+        if not has_plateaued(history, *self.plateau):
+            return None
+        return f"the training loss has not fallen for {self.plateau[0]} log lines"
+
+    def reason_to_stop(self, history: list[Log]) -> str | None:
+        """Why a run with this history trains no further, or None."""
+        return self._no_better(history) or self._flat(history)
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the adapter when this evaluation is the best, stop when patience has run out."""
         best = best_evaluation(state.log_history, self.metric)
@@ -91,15 +108,16 @@ class BestAndStop(TrainerCallback):
         if best[0] == state.global_step:
             state.best_global_step, state.best_metric = best
             state.best_model_checkpoint = self.keep(*best)
-        waited = evaluations_since_best(state.log_history, self.metric)
-        if 0 < self.early_patience <= waited:
-            self.say(f"early stop: {waited} evaluations since the best {self.metric} {best[1]:.4f} at step {best[0]}")
+        reason = self._no_better(state.log_history)
+        if reason is not None:
+            self.say(f"early stop: {reason}")
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when the training loss has gone flat."""
-        if not control.should_training_stop and has_plateaued(state.log_history, *self.plateau):
-            self.say(f"early stop: the training loss has not fallen for {self.plateau[0]} log lines")
+        reason = self._flat(state.log_history)
+        if reason is not None and not control.should_training_stop:
+            self.say(f"early stop: {reason}")
             control.should_training_stop = True
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, ModelError, ResourceError
-from rectune.files import append_line, atomic_folder, write_json, write_text
+from rectune.errors import ConfigError, ModelError, RectuneError, ResourceError
+from rectune.files import append_line, atomic_folder, disk_problem, write_json, write_text
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, attach_adapter, load_adapter, parameter_line
 from rectune.prompt.dataset import Dataset, open_dataset
@@ -28,6 +31,8 @@ from rectune.score.settings import FILE_NAME, settings_of
 from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, read_checkpoint
 
 BEST = "best"
+KEPT = "kept"
+"""Folder of a checkpoint that holds the best adapter as it was then, so that a resumed run can put it back."""
 HISTORY = "log_history.json"
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
 _ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS)
@@ -35,8 +40,10 @@ _ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDIC
 Say = Callable[[str], None]
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(RectuneError):
     """A run was stopped by a signal after saving a checkpoint."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -53,27 +60,60 @@ def is_finished(run: Path) -> bool:
     return (run / HISTORY).is_file() and (run / ADAPTER_FILE).is_file()
 
 
-def _starting_point(config: Config, resume: Resume, say: Say) -> Checkpoint | None:
+def _holds_run(run: Path) -> bool:
+    return is_finished(run) or any(run.glob("checkpoint-*"))
+
+
+def _starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a fresh start.
 
     Raises:
-        ConfigError: the folder holds another run and nothing was said about resuming.
+        ConfigError: the folder holds another run and nothing was said about resuming, or something else than a run.
         ModelError: the named checkpoint is missing or damaged.
     """
     run = config.output_dir
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"output_dir: {run} is a file; name a folder for the run")
+    if overwrite:
+        if resume.latest or resume.checkpoint is not None:
+            raise ConfigError("--overwrite: it removes the run that --resume would go on from; choose one of the two")
+        if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
+            raise ConfigError(f"output_dir: {run} is no run folder (no config.yaml), so --overwrite leaves it alone")
+        return None
     if resume.checkpoint is not None:
-        return read_checkpoint(resume.checkpoint)
-    if resume.latest:
-        found = latest_checkpoint(run, say)
-        if found is None:
-            say(f"resume: {run} holds no usable checkpoint, so training starts from the beginning")
+        found = read_checkpoint(resume.checkpoint)
+        if _holds_run(run) and found.folder.parent.resolve() != run.resolve():
+            raise ConfigError(
+                f"output_dir: {run} already holds a run, and {found.folder} is another's checkpoint; "
+                "set output_dir=OTHER"
+            )
         return found
-    if is_finished(run) or list(run.glob("checkpoint-*")):
+    if resume.latest:
+        latest = latest_checkpoint(run, say)
+        if latest is None and is_finished(run):
+            raise ConfigError(
+                f"output_dir: {run} holds a finished run without a usable checkpoint to go on from; start from its "
+                f"adapter with adapter_name_or_path={run} output_dir=OTHER, or start over with --overwrite"
+            )
+        if latest is None:
+            say(f"resume: {run} holds no usable checkpoint, so training starts from the beginning")
+        return latest
+    if _holds_run(run):
         raise ConfigError(
             f"output_dir: {run} already holds a run; go on with --resume, start over with --overwrite, "
             "or set output_dir=OTHER"
         )
     return None
+
+
+def _restore_best(run: Path, start: Checkpoint | None) -> None:
+    """Make the best adapter that of the starting point: later ones are not part of the run that goes on."""
+    kept = None if start is None else start.folder / KEPT / BEST
+    if kept is not None and kept.is_dir():
+        with atomic_folder(run / BEST) as folder:
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+    else:
+        shutil.rmtree(run / BEST, ignore_errors=True)
 
 
 def _banner(start: Checkpoint, say: Say) -> None:
@@ -144,6 +184,38 @@ def _arguments(config: Config, epochs: float) -> Any:
     )
 
 
+def _planned_steps(config: Config, sequences: int, epochs: float) -> int:
+    """Optimiser steps of a whole run, counted as the Trainer counts them."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(sequences / config.per_device_train_batch_size)
+    return math.ceil(epochs * math.ceil(batches / config.gradient_accumulation_steps))
+
+
+@contextmanager
+def _shortages(run: Path, device: str) -> Iterator[None]:
+    """Turn memory or disk running out while training into one line.
+
+    Raises:
+        ResourceError: in place of the libraries' own errors.
+    """
+    import torch
+
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            raise ResourceError(
+                f"out of memory on {device}; the last checkpoint is whole. Halve per_device_train_batch_size and "
+                "double gradient_accumulation_steps, or set gradient_checkpointing=true, then run again with --resume"
+            ) from error
+        if disk_problem(error):
+            raise ResourceError(
+                f"{run}: the disk is full; the last checkpoint is whole. Free some space, then run again with --resume"
+            ) from error
+        raise
+
+
 def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
     """Which trees share a row; without packing, each has its own."""
     if not config.packing:
@@ -194,7 +266,7 @@ def train(
         RectuneError: see the stages' own errors.
         Interrupted: a signal came; a checkpoint was saved.
     """
-    import torch
+    from transformers import TrainerState
 
     from rectune.train.batches import TrainingCollator
     from rectune.train.monitor import RunLog, tensorboard_callback
@@ -203,11 +275,9 @@ def train(
 
     resume = resume or Resume()
     run = config.output_dir
-    if overwrite and run.exists() and resume == Resume():
-        shutil.rmtree(run)
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
-    start = _starting_point(config, resume, say)
+    start = _starting_point(config, resume, overwrite, say)
     data = open_dataset(config, say)
     if clear:
         clear_cache(config, say)
@@ -237,31 +307,40 @@ def train(
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
             settings.save(folder)
-            write_json(folder / "step.json", {"step": step, config.metric_for_best_model: value})
+            shown = None if math.isnan(value) else value
+            write_json(folder / "step.json", {"step": step, config.metric_for_best_model: shown})
             if validation is not None and validation.log_odds is not None:
                 _predictions(data, held_out, validation.log_odds).write_parquet(folder / VALIDATION_PREDICTIONS)
         return str(run / BEST)
 
+    def saved(folder: Path) -> None:
+        settings.save(folder)
+        if (run / BEST).is_dir():
+            shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
+
     packs = _packs(config, trees, say)
+    if overwrite and run.exists():
+        shutil.rmtree(run)
+    _restore_best(run, start)
     if start is not None:
         _say_changes(config, run, say)
         _banner(start, say)
         if start.folder.parent.resolve() == run.resolve():
             drop_after(run, start.step)
     write_text(run / "config.yaml", config.to_yaml())
+    epochs = config.num_train_epochs + resume.extra_epochs
+    planned = _planned_steps(config, len(packs), epochs)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees) / len(packs)
     log = RunLog(run / "logs", console, per_step)
-    callbacks = [
-        log,
-        BestAndStop(
-            config.metric_for_best_model,
-            config.early_stopping_patience,
-            config.loss_plateau_patience,
-            config.loss_plateau_min_delta,
-            keep,
-            say,
-        ),
-    ]
+    stopping = BestAndStop(
+        config.metric_for_best_model,
+        config.early_stopping_patience,
+        config.loss_plateau_patience,
+        config.loss_plateau_min_delta,
+        keep,
+        say,
+    )
+    callbacks = [log, stopping]
     if config.report_to == "tensorboard":
         callbacks.append(tensorboard_callback(run / "logs", start.step + 1 if start else None))
         say(f"watch: tensorboard --logdir {run / 'logs'}")
@@ -271,29 +350,36 @@ def train(
             attention=loaded.attention,
             validation=validation,
             save_total_limit=config.save_total_limit,
-            on_saved=settings.save,
+            on_saved=saved,
             model=model,
-            args=_arguments(config, config.num_train_epochs + resume.extra_epochs),
+            args=_arguments(config, epochs),
             train_dataset=packs,
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
             data_collator=TrainingCollator(trees, prompts.verbalizer),
             processing_class=loaded.tokenizer,
             callbacks=[*callbacks, signals],
         )
-        try:
-            trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"out of memory on {loaded.device.type} at step {trainer.state.global_step}; the last checkpoint is "
-                "whole. Halve per_device_train_batch_size and double gradient_accumulation_steps, or set "
-                "gradient_checkpointing=true, then run again with --resume"
-            ) from error
-        finally:
-            log.close()
+        done = None
+        if start is not None:
+            trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
+            done = "its last step is reached" if start.step >= planned else None
+            if done is None and not resume.extra_epochs:
+                done = stopping.reason_to_stop(trainer.state.log_history)
+            trainer.state.max_steps = planned
+        if done is not None:
+            say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
+        else:
+            try:
+                with _shortages(run, loaded.device.type):
+                    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+            finally:
+                log.close()
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
-    if trainer.state.best_global_step is None:
+    if trainer.state.best_global_step is None and done is None:
         keep(trainer.state.global_step, float("nan"))
+        if validation is not None:
+            say(f"best: no evaluation gave a {config.metric_for_best_model}, so the last adapter is kept")
     _check_best(run, trainer.state.best_global_step)
     _publish(run / BEST, run)
     loaded.tokenizer.save_pretrained(run)
@@ -301,7 +387,7 @@ def train(
     write_json(run / HISTORY, trainer.state.log_history)
     state = trainer.state
     best = ""
-    if validation is not None:
+    if state.best_global_step is not None:
         best = f" (best {config.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step})"
     say(f"trained: {run}{best}")
     return run
@@ -313,9 +399,10 @@ def _check_best(run: Path, step: int | None) -> None:
     Raises:
         ModelError: the folder holds another step's adapter.
     """
-    import json
-
-    kept = json.loads((run / BEST / "step.json").read_text(encoding="utf-8"))["step"]
+    try:
+        kept = json.loads((run / BEST / "step.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{run / BEST}: the best adapter is missing or damaged ({error}); train again") from error
     if step is not None and kept != step:
         raise ModelError(f"{run / BEST}: holds the adapter of step {kept}, not of the best step {step}; train again")
 
@@ -323,13 +410,15 @@ def _check_best(run: Path, step: int | None) -> None:
 def _say_generations(
     config: Config, model: Any, trees: Trees, loaded: Loaded, prompts: PointwisePrompts, say: Say
 ) -> None:
-    """Answer a few validation prompts by generation and say how many agree with the logits."""
+    """Answer a few validation prompts by generation with the best adapter; say how many agree with the logits."""
     import numpy as np
+    from peft import load_peft_weights, set_peft_model_state_dict
 
     from rectune.score.scorer import score_trees
 
     if not config.gen_eval_samples:
         return
+    set_peft_model_state_dict(model, load_peft_weights(str(config.output_dir / BEST), device=loaded.device.type))
     few = trees.select(np.arange(min(config.gen_eval_samples, len(trees))))
     texts = generate_answers(model, few, loaded.tokenizer, prompts.verbalizer, config.per_device_eval_batch_size)
     odds = score_trees(model, few, prompts.verbalizer, config.per_device_eval_batch_size)

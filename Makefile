@@ -1,0 +1,57 @@
+# make demo    install into .venv and run the main job on the CPU, from ratings to a report
+# make test    install and run the tests
+# make check   lint and types
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo qwen3 install dev check format test test-slow test-gpu clean
+
+demo: install
+	$(BIN)/rectune run demo_cpu
+
+# The real Qwen3-0.6B on one 24 GB card; what it measured is appended to benchmarks/RESULTS.md.
+qwen3: install
+	$(PIP) install --quiet -c constraints.txt -e '.[qlora]'
+	$(BIN)/rectune run qwen3_movielens_qlora
+	$(BIN)/python benchmarks/append_result.py output/qwen3-movielens-qlora
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rectune needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: its version decides between the builds for CPU and CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: dev
+	$(BIN)/pytest
+
+test-slow: dev
+	$(BIN)/pytest -m slow
+
+test-gpu: dev
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
