@@ -1,6 +1,6 @@
 """A look at where base and tuned disagree, in a folder that a comparison wrote.
 
-    python scripts/analyze_differences.py --comparison_dir output/qwen3-7b-movielens-qlora/comparison --examples 5
+python scripts/analyze_differences.py --comparison_dir output/qwen3-7b-movielens-qlora/comparison --examples 5
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def analyze_differences(arguments: list[str] | None = None) -> None:
         help="what compare_base_vs_lora.py, or infer_lora.py --compare_base, wrote (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--examples", type=int, default=5, help="examples of each kind (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     analyze(options.comparison_dir, options.examples, say)
 
 

@@ -1,6 +1,6 @@
 """Follow examples through the six steps and measure prompt lengths: a thin front for `rectune inspect`.
 
-    python scripts/check_seq_len.py --config configs/qwen3_7b_movielens_qlora.yaml --show-examples 2
+python scripts/check_seq_len.py --config configs/qwen3_7b_movielens_qlora.yaml --show-examples 2
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--char-only", action="store_true", help="count characters; no tokenizer needed")
     parser.add_argument("--percentiles", default="50,90,95,99,100", help="which to report (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configuration keys")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     found = ["inspect", options.config, *options.overrides, "--percentiles", options.percentiles]
     for name in ("show_examples", "max_samples", "cutoff_len"):
         if getattr(options, name) is not None:

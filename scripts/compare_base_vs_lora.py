@@ -1,6 +1,6 @@
 """Base beside tuned, row by row: a thin front for `rectune compare`.
 
-    python scripts/compare_base_vs_lora.py --config configs/qwen3_7b_movielens_qlora.yaml
+python scripts/compare_base_vs_lora.py --config configs/qwen3_7b_movielens_qlora.yaml
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="(%(default)s)")
     parser.add_argument("--output_dir", help="where the files go; default: comparison/ in the run folder")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configuration keys")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     run = load_config(find_config(Path(options.config)), options.overrides).output_dir
     found = ["compare", str(run), "--split", options.split]
     return found if options.output_dir is None else [*found, "--output", options.output_dir]

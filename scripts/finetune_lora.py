@@ -1,7 +1,7 @@
 """Fine-tune with LoRA or QLoRA: a thin front for `rectune train`.
 
-    python scripts/finetune_lora.py --config configs/qwen3_movielens_qlora.yaml
-    python scripts/finetune_lora.py --config configs/qwen3_7b_movielens_qlora.yaml --resume --extra-epochs 2
+python scripts/finetune_lora.py --config configs/qwen3_movielens_qlora.yaml
+python scripts/finetune_lora.py --config configs/qwen3_7b_movielens_qlora.yaml --resume --extra-epochs 2
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--extra-epochs", type=int, default=0, help="epochs beyond num_train_epochs")
     parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in output_dir")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configuration keys")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     found = ["train", options.config, *options.overrides, "--extra-epochs", str(options.extra_epochs)]
     if options.resume_from_checkpoint is not None:
         found += ["--resume-from-checkpoint", options.resume_from_checkpoint]

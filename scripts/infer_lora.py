@@ -1,7 +1,7 @@
 """Ask a tuned model: a thin front for `rectune score`.
 
-    python scripts/infer_lora.py                                    one canned prompt, base beside tuned
-    python scripts/infer_lora.py --test_file data/movielens_qwen3/test_raw.jsonl --output_dir output/infer
+python scripts/infer_lora.py                                    one canned prompt, base beside tuned
+python scripts/infer_lora.py --test_file data/movielens_qwen3/test_raw.jsonl --output_dir output/infer
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--compare_base", action="store_true", help="ask the untuned model too")
     parser.add_argument("--mode", choices=("logits", "generate"), default="logits", help="(%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configuration keys")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     found = ["score", options.adapter_dir, *options.overrides]
     if options.test_file is None:
         if options.output_dir is not None:

@@ -1,6 +1,6 @@
 """Prepare a MovieLens set: a thin front for `rectune prepare`.
 
-    python scripts/prepare_movielens.py --output-dir data/movielens_qwen3 --history-len 15 --rating-threshold 4.0
+python scripts/prepare_movielens.py --output-dir data/movielens_qwen3 --history-len 15 --rating-threshold 4.0
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--rating-threshold", type=float, default=4.0, help="liked from this rating on (%(default)s)")
     parser.add_argument("--dataset", default="ml-latest-small", help="name, folder or zip (%(default)s)")
     parser.add_argument("--config", default="configs/qwen3_movielens_qlora.yaml", help="all other keys (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     keys = ["history_len", "rating_threshold", "dataset"]
     overrides = [f"{key}={getattr(options, key)}" for key in keys]
     if options.output_dir is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from rectune.config import Config, parse_config
 from rectune.quiet import quiet_libraries
 
 quiet_libraries()
+# The tiny model's matrices are too small to share: several threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPO = Path(__file__).parent.parent
 
@@ -55,7 +58,7 @@ def qwen3_tokenizer() -> Any:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    text = ["Yes No Yes No Answer: Will the user like the candidate film? rating 4.0 5.0 (1995) The user's last films"] * 9
+    text = ["Yes No Yes No Answer: Will the user like the candidate film? rating 4.0 (1995) The user's last films"] * 9
     trainer = trainers.BpeTrainer(
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

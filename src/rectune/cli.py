@@ -122,7 +122,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
 ) -> None:
     """Fine-tune an adapter; the best one ends at the root of output_dir."""
-    from rectune.train.train import Resume
+    from rectune.train.start import Resume
     from rectune.train.train import train as stage
 
     start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)

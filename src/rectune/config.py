@@ -18,7 +18,9 @@ from rectune.errors import ConfigError
 class Config(BaseModel):
     """Every key of a run. Keys are flat; names are those of LLaMA-Factory where it has one."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), frozen=True, allow_inf_nan=False
+    )
 
     # --- model ---
     model_name_or_path: str = "Qwen/Qwen3-0.6B"
@@ -48,15 +50,15 @@ class Config(BaseModel):
     max_train_samples: int | None = Field(None, ge=1)
     """Train on at most this many events, drawn with the seed; all when empty."""
     max_eval_samples: int | None = Field(1000, ge=1)
-    """Validate on at most this many events, drawn once with the seed; all when empty."""
+    """Validate on at most this many events, drawn once user by user with the seed; all when empty."""
     max_test_samples: int | None = Field(None, ge=1)
-    """Test on at most this many events, drawn once with the seed; all when empty."""
+    """Test on at most this many events, drawn once user by user with the seed; all when empty."""
 
     # --- prompt ---
     layout: Literal["pointwise"] = "pointwise"
     """pointwise: one prompt and one answer per event."""
-    prompt_format: Literal["chat", "instruction", "completion"] = "chat"
-    """chat: the model's own template; instruction: Alpaca's three parts; completion: text ending in 'Answer:'."""
+    prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
+    """chat: the model's template; instruction: Alpaca's parts; completion: ends in 'Answer:'; classifier: no question."""
     prompt_domain: Literal["films", "products", "food"] = "films"
     """Which shipped texts to use where the four texts below are empty."""
     system_prompt: str | None = None
@@ -208,7 +210,7 @@ def _describe(problem: Any) -> str:
     """One line for one pydantic error: key, what was got, what is allowed."""
     key = ".".join(str(part) for part in problem["loc"][:1])
     got = problem["input"]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else "`rectune configs --keys` lists the known ones"
         return f"{key}: unknown key; {hint}"
@@ -253,9 +255,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{text!r}: an override is written key=value, for example learning_rate=1e-4")
     try:
-        return key.strip().lstrip("-").replace("-", "_"), yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
+    # No key takes a mapping, so {title} is a template, not one.
+    return key.strip().lstrip("-").replace("-", "_"), value if isinstance(read, dict) else read
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

@@ -15,6 +15,8 @@ from typing import Any
 from rectune.errors import ResourceError
 
 _CHUNK = 1 << 20
+# safetensors and polars wrap the system's error; torch's zip writer only hints at it.
+_DISK_SIGNS = ("no space left", "os error 28", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos")
 
 
 def _sync(path: Path) -> None:
@@ -29,8 +31,8 @@ def disk_problem(error: BaseException) -> bool:
     """Whether an error, of whatever library, says that the disk is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    text = str(error).lower()  # safetensors and polars wrap the system's error, torch's zip writer only hints at it
-    return any(sign in text for sign in ("no space left", "os error 28", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos"))
+    text = str(error).lower()
+    return any(sign in text for sign in _DISK_SIGNS)
 
 
 @contextmanager

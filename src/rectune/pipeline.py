@@ -26,7 +26,7 @@ def _trained_already(config: Config, resume: bool, overwrite: bool) -> bool:
     Raises:
         ConfigError: it holds a finished run of another one.
     """
-    from rectune.train.train import is_finished
+    from rectune.train.start import is_finished
 
     run = config.output_dir
     if resume or overwrite or not is_finished(run):
@@ -51,7 +51,8 @@ def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Co
         console: shows progress and the table.
     """
     from rectune.report.evaluate import evaluate
-    from rectune.train.train import Resume, train
+    from rectune.train.start import Resume
+    from rectune.train.train import train
 
     begun = time.perf_counter()
 

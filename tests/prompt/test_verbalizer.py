@@ -36,7 +36,7 @@ def test_a_word_of_several_tokens_is_refused_in_one_line(tiny_pieces: Pieces, ke
 
 
 def test_a_word_that_merges_with_its_context_is_refused() -> None:
-    with pytest.raises(ModelError, match="positive_label: 'Y'"):
+    with pytest.raises(ModelError, match=r"^positive_label: 'Y' joins the text before it"):
         build_verbalizer("Y", "N", "n", 3, letters)
     assert build_verbalizer("Y", "N", "m", 3, letters) == Verbalizer("Y", "N", ord("Y"), ord("N"), 3)
 
@@ -58,9 +58,11 @@ def test_qwens_own_tokens_of_the_words_are_found(
     assert (found.word(1), found.word(0)) == words
 
 
-def test_the_seeds_other_labels_work_with_qwen(qwen_pieces: Pieces) -> None:
-    found = prompts_of(qwen_pieces, positive_label="RQ", negative_label="O").verbalizer
-    assert [qwen_pieces.tokenizer.decode([found.token(label)]) for label in (1, 0)] == ["RQ", "O"]
+def test_the_seeds_rq_is_two_tokens_of_qwens_and_is_refused(qwen_pieces: Pieces) -> None:
+    with pytest.raises(ModelError, match=r"^positive_label: 'RQ' is 2 tokens"):
+        prompts_of(qwen_pieces, positive_label="RQ", negative_label="O")
+    found = prompts_of(qwen_pieces, positive_label="R", negative_label="O").verbalizer
+    assert [qwen_pieces.tokenizer.decode([found.token(label)]) for label in (1, 0)] == ["R", "O"]
 
 
 def tree_of(tokens: list[int], label: int) -> Trees:

@@ -61,7 +61,7 @@ events = st.builds(
 own_text = st.none() | st.just("") | titles | st.sampled_from(["two\nlines", "a blank\n\nline:", "{count} films"])
 choices = st.fixed_dictionaries(
     {
-        "prompt_format": st.sampled_from(["chat", "instruction", "completion"]),
+        "prompt_format": st.sampled_from(["chat", "instruction", "completion", "classifier"]),
         "history_shows": st.sampled_from(["rating", "label", "nothing"]),
         "prompt_domain": st.sampled_from(["films", "products", "food"]),
         "system_prompt": own_text,
@@ -92,7 +92,7 @@ def user_turn(config: Config, history: list[Event], candidate: str) -> str:
         behind = "" if config.history_shows == "rating" and event.rating is None else shown[config.history_shows]
         lines.append(f"{number}. {event.title}{behind}")
     lines.append(f"{texts.candidate_header} {candidate}")
-    lines += [texts.question] if texts.question else []
+    lines += [texts.question] if texts.question and config.prompt_format != "classifier" else []
     return "\n".join(lines)
 
 
@@ -111,7 +111,8 @@ def whole_string(tokenizer: Any, config: Config, history: list[Event], candidate
         blank = "\n\n" if texts.question else "\n"
         return f"### Instruction:\n{lead}\n\n### Input:\n{turn}{blank}### Response:\nAnswer:"
     lead = texts.instruction or texts.system
-    return (lead + gap if lead else "") + turn + "\nAnswer:"
+    asked = "" if config.prompt_format == "classifier" else "\nAnswer:"
+    return (lead + gap if lead else "") + turn + asked
 
 
 def check(pieces: Pieces, values: dict[str, Any], history: list[Event], candidate: str) -> None:

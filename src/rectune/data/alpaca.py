@@ -100,6 +100,10 @@ class Records:
                 "row_id": row_id,
                 "timestamp": timestamp,
             }
+            if self.config.item_text != "title":
+                # What the prompt says of an item, where that is not its title.
+                record["history_texts"] = [self.item_texts[past] for past in history]
+                record["candidate_text"] = self.item_texts[kind]
             yield _encode(record)
 
 

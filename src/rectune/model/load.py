@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -18,6 +22,7 @@ from rectune.quiet import quiet_libraries
 
 Say = Callable[[str], None]
 
+_HUB_TIMEOUT = 3.0
 OFFLINE_HINT = "give a local folder with model_name_or_path=FOLDER, or try the offline default: rectune run demo_cpu"
 
 
@@ -63,18 +68,33 @@ def resolve_source(name: str, say: Say) -> tuple[str, dict[str, Any]]:
         return str(path), {}
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"model_name_or_path: {name}: no such folder, and no hub name such as Qwen/Qwen3-0.6B")
+    _skip_unreachable_hub()
     return name, {}
+
+
+def _skip_unreachable_hub() -> None:
+    """Let the hub's client look at local copies only when the hub does not answer: it would try for a minute."""
+    if getproxies():
+        return  # behind a proxy nothing can be concluded from a direct connection
+    from huggingface_hub import constants
+
+    parts = urlsplit(constants.ENDPOINT)
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=_HUB_TIMEOUT).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _translated(name: str, what: str, error: Exception) -> ModelError | ResourceError:
     """A library's loading error in one line."""
     text = " ".join(str(error).split())
     low = text.lower()
-    if "gated" in low or "401" in low or "restricted" in low:
+    if "gated" in low or "restricted" in low or re.search(r"\b401\b", low):
         return ModelError(f"{name}: the hub wants a login for this model: run `hf auth login`, then try again")
     if any(word in low for word in ("connect", "offline", "resolve", "internet", "timed out", "proxy", "network")):
         return ResourceError(f"{name}: the model hub cannot be reached and no local copy was found; {OFFLINE_HINT}")
-    if "is not a valid model identifier" in low or "404" in low or "not found" in low:
+    if "is not a valid model identifier" in low or "not found" in low or re.search(r"\b404\b", low):
         return ModelError(f"{name}: no folder here and no model on the hub; check the spelling, or {OFFLINE_HINT}")
     return ModelError(f"{name}: cannot load the {what}: {text[:300]}")
 
@@ -172,6 +192,11 @@ def load_model(config: Config, say: Say) -> Loaded:
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, key, None) not in (None, 1, 1.0):
             raise ModelError(f"{config.model_name_or_path}: models with {key} are not supported")
+    for module in model.modules():
+        # On CPUs with AVX-512 BF16 bitsandbytes repacks 4-bit weights at the first evaluation, with rounding, and
+        # again at every save: training and scoring would then see other weights, and small layers would crash.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     model.eval()
     revision = getattr(model.config, "_commit_hash", None)

@@ -95,7 +95,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
     Raises:
         ModelError: a file is missing or damaged, its shapes are another model's, or all its effect is zero.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
     file = folder / ADAPTER_FILE
@@ -113,9 +113,14 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
         raise ModelError(f"{file}: damaged ({error}); take an earlier checkpoint or train again") from error
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: this adapter does not fit the base model: {first}") from error
+    # PEFT only warns about tensors that found no place, and an adapter that is not loaded answers as the base does.
+    loaded = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    if loaded != saved:
+        odd = sorted(loaded.items() ^ saved.items())[0][0]
+        raise ModelError(f"{folder}: this adapter does not fit the base model: {odd} is not in both")
     if trainable is False:
         adapted.eval()
     return adapted

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.data.columns import TRAIN
-from rectune.errors import ConfigError
+from rectune.errors import ConfigError, DataError
 from rectune.files import write_json
 from rectune.model.load import load_tokenizer
 from rectune.prompt.dataset import open_dataset
@@ -62,10 +62,15 @@ def inspect(
         json_path: where the figures go for a program.
         say: prints one line.
         console: prints the report.
+
+    Raises:
+        DataError: there are no training events, or an example does not fit `cutoff_len` even without history.
     """
     shares = _percentiles(percentiles)
     data = open_dataset(config, say)
     rows = sample_rows(data.events, TRAIN, limit or config.max_train_samples, config.seed)
+    if len(rows) == 0:
+        raise DataError("no training events to inspect: prepare with more users or a lower history_len")
     if characters:
         found = report_lengths(character_lengths(config, data, rows), "characters", shares, config, False, console)
     else:

@@ -61,9 +61,11 @@ def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, coun
         say("\n[STEP 3] Text after the template, with the answer")
         end = tokenizer.decode([verbalizer.end_id])
         space = "" if prompts.frame is not None else " "
-        say(prompts.text(history, candidate) + space + word + end)
+        classifies = config.prompt_format == "classifier"
+        say(prompts.text(history, candidate) + ("" if classifies else space + word + end))
         built = prompts.build(history, candidate)
-        ids = [*built.tokens, verbalizer.token(int(data.events[LABEL][row])), verbalizer.end_id]
+        answer = [] if classifies else [verbalizer.token(int(data.events[LABEL][row])), verbalizer.end_id]
+        ids = [*built.tokens, *answer]
         say(f"\n[STEP 4] Tokens: {len(ids)}\n  first 12: {ids[:12]}\n  last 12:  {ids[-12:]}")
         say(f"\n[STEP 5] Truncation at cutoff_len={config.cutoff_len}")
         if built.dropped:
@@ -71,6 +73,9 @@ def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, coun
         else:
             say(f"  nothing is left out ({len(ids)} <= {config.cutoff_len})")
         say("\n[STEP 6] Where the loss is taken")
+        if classifies:
+            say(f"  at the last token, by a classification head: the class is {word!r}\n")
+            continue
         say(f"  masked: {len(built.tokens)} prompt tokens; trained: 2")
         say(f"  after token {len(built.tokens) - 1} comes {word!r} ({ids[-2]}), after it {end!r} ({ids[-1]})\n")
 
@@ -94,8 +99,8 @@ def histogram(lengths: Lengths, width: int = _WIDTH, bins: int = _BINS) -> list[
     """Bars of how many lengths fall where, for a terminal.
 
     >>> for line in histogram(np.array([1, 1, 2]), width=4, bins=2): print(line)
-          1-1       2 ████
-          2-2       1 ██
+          1-1         2 ████
+          2-2         1 ██
     """
     low, high = int(lengths.min()), int(lengths.max())
     edges = np.unique(np.linspace(low, high + 1, min(bins, high - low + 1) + 1).round().astype(int))

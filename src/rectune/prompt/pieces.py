@@ -51,7 +51,7 @@ class Pieces:
             if token.special and index in self.text(token.content):
                 raise ModelError(
                     f"the tokenizer {type(tokenizer).__name__} reads {token.content!r} in a title as its special "
-                    "token, which rectune does not allow; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
+                    "token; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
                 )
 
     def fingerprint(self) -> str:

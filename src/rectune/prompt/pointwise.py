@@ -7,7 +7,7 @@ joined, the parts are the prompt's text, and their ids are the prompt's tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rectune.config import Config
@@ -55,6 +55,9 @@ class PointwisePrompts:
     def __init__(self, config: Config, pieces: Pieces) -> None:
         self.pieces = pieces
         self.texts: PromptTexts = texts_for(config)
+        if config.prompt_format == "classifier":
+            # A classification head reads the last token: the text ends with the candidate, and nothing is asked.
+            self.texts = replace(self.texts, question="")
         self.format = config.prompt_format
         self.shows = config.history_shows
         self.cutoff_len = config.cutoff_len
@@ -62,7 +65,7 @@ class PointwisePrompts:
         if self.frame is not None:
             before, space, end_id = self.frame.before_answer, "", self.frame.end_id(pieces)
         else:
-            before, space, end_id = self._closing(), " ", end_of_text(pieces)
+            before, space, end_id = self._closing() or "\n", " ", end_of_text(pieces)
         self.verbalizer: Verbalizer = build_verbalizer(
             space + config.positive_label,
             space + config.negative_label,
@@ -106,6 +109,8 @@ class PointwisePrompts:
     def _closing(self) -> str:
         """Text after the candidate's line, up to the answer."""
         question = self.texts.question
+        if self.format == "classifier":
+            return ""
         if self.frame is not None:
             return question + self.frame.before_answer
         if self.format == "instruction":
@@ -119,7 +124,8 @@ class PointwisePrompts:
 
     def _candidate_part(self, title: str) -> str:
         # Without a question the candidate's line is the last of the user's turn and has no line end.
-        return f" {title}\n" if self.texts.question or self.frame is None else f" {title}"
+        ends = not self.texts.question and self.format in ("chat", "classifier")
+        return f" {title}" if ends else f" {title}\n"
 
     def _head(self, count: int) -> list[int]:
         """Ids of everything before the first history line, for this many lines."""
@@ -195,6 +201,8 @@ class PointwisePrompts:
 
     def _ending(self) -> str:
         """What a plain-text prompt has between the user's input and the answer; see `_lead` for the blank line."""
+        if self.format == "classifier":
+            return ""
         if self.format == "instruction":
             return ("\n\n" if self.texts.question else "\n") + "### Response:\nAnswer:"
         return "\nAnswer:"

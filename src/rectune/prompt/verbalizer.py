@@ -50,9 +50,10 @@ def build_verbalizer(
     for key, word in (("positive_label", positive), ("negative_label", negative)):
         after = encode(context + word)
         if after[: len(before)] != before or len(after) != len(before) + 1:
-            pieces = len(after) - len(before)
+            alone = encode(word)
+            found = "joins the text before it" if len(alone) == 1 else f"is {len(alone)} tokens"
             raise ModelError(
-                f"{key}: {word.strip()!r} is {pieces} tokens for this model where one is needed; "
+                f"{key}: {word.strip()!r} {found} for this model, where one token of its own is needed; "
                 "choose a shorter, commoner word, for example positive_label=Yes negative_label=No"
             )
         ids[key] = after[-1]

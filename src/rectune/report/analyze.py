@@ -10,6 +10,7 @@ from typing import Any
 from rectune.errors import DataError
 from rectune.report.infer import read_records
 
+_FILES = ("base_predictions.jsonl", "lora_predictions.jsonl")
 _PROMPT_SHOWN = 300
 _HISTORY_SHOWN = 5
 _PARTS = {
@@ -47,7 +48,10 @@ def _pairs(folder: Path) -> list[tuple[Record, Record]]:
     Raises:
         DataError: a file is missing or damaged, or the two are not of the same records.
     """
-    base, tuned = (read_records(folder / f"{name}_predictions.jsonl") for name in ("base", "lora"))
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder}: no {missing[0]}; run compare_base_vs_lora.py, or infer_lora.py with --compare_base")
+    base, tuned = (read_records(folder / name) for name in _FILES)
     answers = ("score", "log_odds", "prediction", "generated")
 
     def asked(row: Record) -> Record:
@@ -101,7 +105,7 @@ def analyze(folder: Path, examples: int, say: Callable[[str], None]) -> dict[str
         say(f"\n{title}: {len(rows):,} of {total:,}")
 
         def off(pair: tuple[Record, Record], both_wrong: bool = not any(kind)) -> float:
-            base, tuned = pair[0]["score"], pair[1]["score"]
+            base, tuned = float(pair[0]["score"]), float(pair[1]["score"])
             return abs(tuned - threshold) if both_wrong else abs(tuned - base)
 
         for number, pair in enumerate(sorted(rows, key=off, reverse=True)[:examples], start=1):

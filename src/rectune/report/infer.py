@@ -62,7 +62,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
             raise DataError(f"{file}: not whole JSON ({error})") from error
     else:
         records = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # titles may hold U+2028, which splitlines cuts
             if not line.strip():
                 continue
             try:
@@ -74,11 +74,27 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _checked(record: dict[str, Any], key: str, kinds: tuple[type, ...], many: bool, where: str) -> Any:
+    """A field of a record.
+
+    Raises:
+        DataError: it is not of these kinds, or not a list of them.
+    """
+    value = record[key]
+    good = (
+        isinstance(value, list) and all(isinstance(one, kinds) for one in value) if many else isinstance(value, kinds)
+    )
+    if not good:
+        wanted = "numbers" if float in kinds else "text"
+        raise DataError(f"{where}: {key} is {str(value)[:60]!r}; expected {'a list of ' if many else ''}{wanted}")
+    return value
+
+
 def _label(run: OpenRun, word: Any, where: str) -> int | None:
     """0 or 1 from a label word or number."""
     verbalizer = run.prompts.verbalizer
     known = {verbalizer.positive: 1, verbalizer.negative: 0, 1: 1, 0: 0, None: None}
-    if word not in known:
+    if not isinstance(word, (str, int, type(None))) or word not in known:
         raise DataError(f"{where}: label {word!r}, allowed: {verbalizer.positive}, {verbalizer.negative}, 1, 0")
     return known[word]
 
@@ -90,8 +106,16 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
         DataError: the record has neither form, or its label is not one of the two words.
     """
     if "candidate_title" in record:
-        titles = record.get("history_titles") or []
-        ratings = record.get("history_ratings") or [None] * len(titles)
+        # The texts are there where a prompt says something else of an item than its title (`item_text`).
+        asked, past = (
+            key if key in record else other
+            for key, other in (("candidate_text", "candidate_title"), ("history_texts", "history_titles"))
+        )
+        candidate = _checked(record, asked, (str,), False, where)
+        titles = _checked(record, past, (str,), True, where) if record.get(past) else []
+        ratings: list[float | None] = [None] * len(titles)
+        if record.get("history_ratings"):
+            ratings = _checked(record, "history_ratings", (int, float, type(None)), True, where)
         if len(ratings) != len(titles):
             raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
         threshold = run.config.rating_threshold
@@ -99,10 +123,13 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             Event(one_line(title), rating, int(rating is not None and rating >= threshold))
             for title, rating in zip(titles, ratings, strict=True)
         ][-run.config.history_len :]
-        prompt = run.prompts.build(history, one_line(record["candidate_title"]))
+        prompt = run.prompts.build(history, one_line(candidate))
         return Question(prompt, _label(run, record.get("label"), where), record)
     if "input" in record:
         texts = run.prompts.texts
+        for key in ("system", "instruction", "input"):
+            if key in record:
+                _checked(record, key, (str,), False, where)
         prompt = run.prompts.record(
             record.get("system", texts.system), record.get("instruction", texts.instruction), record["input"]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from rectune.errors import ConfigError
 from rectune.files import atomic_path, hash_text
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import encode, sample_rows
+from rectune.prompt.encode import encode, sample_users
 from rectune.prompt.tree import Trees
 from rectune.score.generate import extract_label, generate_answers
 from rectune.score.open_run import OpenRun
@@ -40,7 +40,7 @@ def split_rows(run: OpenRun, data: Dataset, split: str) -> npt.NDArray[np.int64]
     limits = {TEST: run.config.max_test_samples, VALIDATION: run.config.max_eval_samples}
     if split not in limits:
         raise ConfigError(f"--split: got {split!r}, allowed: test, validation")
-    return sample_rows(data.events, split, limits[split], run.config.seed)
+    return sample_users(data.events, split, limits[split], run.config.seed)
 
 
 def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Callable[[int], None]) -> pl.DataFrame:
@@ -57,6 +57,14 @@ def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Cal
                 generated=pl.Series(texts, dtype=pl.String), generated_label=pl.Series(labels, dtype=pl.Int64)
             )
     return frame
+
+
+def _stored(file: Path) -> pl.DataFrame | None:
+    """A chunk kept by an earlier call, or None when there is none or it is damaged."""
+    try:
+        return pl.read_parquet(file) if file.is_file() else None
+    except (OSError, pl.exceptions.PolarsError):
+        return None
 
 
 def score_rows(
@@ -91,9 +99,10 @@ def score_rows(
     if mode not in MODES:
         raise ConfigError(f"--mode: got {mode!r}, allowed: {', '.join(MODES)}")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
+    # The whole configuration, since base model, quantisation, kernel, batch and prompt all show in the scores.
     key = hash_text(
-        run.adapter_hash, data.content_hash, rows.tobytes().hex(), mode, str(run.config.per_device_eval_batch_size),
-        str(run.loaded.dtype), run.settings.base_model, str(run.config.cutoff_len),
+        run.adapter_hash, data.content_hash, rows.tobytes().hex(), mode, run.config.to_yaml(), str(run.loaded.dtype),
+        run.loaded.attention,
     )[:16]  # fmt: skip
     store = run.folder / "scoring" / key
     columns = (
@@ -108,8 +117,8 @@ def score_rows(
             for which in models:
                 file = store / f"{which}-{first:09d}.parquet"
                 bar.update(task, note=which)
-                if file.is_file():
-                    frame = pl.read_parquet(file)
+                frame = _stored(file)
+                if frame is not None:
                     bar.advance(task, len(chosen))
                 else:
                     frame = _score_chunk(run, trees.select(chosen), which, mode, lambda n: bar.advance(task, n))
@@ -126,6 +135,8 @@ def score_rows(
         table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), run.config.history_len)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)
+    with suppress(OSError):  # another call's chunks may lie beside them
+        store.parent.rmdir()
     return result
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,118 +22,26 @@ from rectune.files import append_line, atomic_folder, disk_problem, write_json, 
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, attach_adapter, load_adapter, parameter_line
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import clear_cache, encode, sample_rows
+from rectune.prompt.encode import clear_cache, encode, sample_rows, sample_users
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
 from rectune.score.generate import agreement, generate_answers
 from rectune.score.settings import FILE_NAME, settings_of
-from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, read_checkpoint
+from rectune.train.checkpoints import drop_after
+from rectune.train.start import BEST, HISTORY, KEPT, Resume, restore_best, say_banner, say_changes, starting_point
 
-BEST = "best"
-KEPT = "kept"
-"""Folder of a checkpoint that holds the best adapter as it was then, so that a resumed run can put it back."""
-HISTORY = "log_history.json"
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
 _ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS)
 
 Say = Callable[[str], None]
 
 
-class Interrupted(RectuneError):
+class Interrupted(RectuneError):  # noqa: N818
     """A run was stopped by a signal after saving a checkpoint."""
 
     exit_code = 130
-
-
-@dataclass(frozen=True)
-class Resume:
-    """How a run starts: from the latest checkpoint, from a named one, for more epochs."""
-
-    latest: bool = False
-    checkpoint: Path | None = None
-    extra_epochs: int = 0
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run folder holds a finished training."""
-    return (run / HISTORY).is_file() and (run / ADAPTER_FILE).is_file()
-
-
-def _holds_run(run: Path) -> bool:
-    return is_finished(run) or any(run.glob("checkpoint-*"))
-
-
-def _starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a fresh start.
-
-    Raises:
-        ConfigError: the folder holds another run and nothing was said about resuming, or something else than a run.
-        ModelError: the named checkpoint is missing or damaged.
-    """
-    run = config.output_dir
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"output_dir: {run} is a file; name a folder for the run")
-    if overwrite:
-        if resume.latest or resume.checkpoint is not None:
-            raise ConfigError("--overwrite: it removes the run that --resume would go on from; choose one of the two")
-        if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
-            raise ConfigError(f"output_dir: {run} is no run folder (no config.yaml), so --overwrite leaves it alone")
-        return None
-    if resume.checkpoint is not None:
-        found = read_checkpoint(resume.checkpoint)
-        if _holds_run(run) and found.folder.parent.resolve() != run.resolve():
-            raise ConfigError(
-                f"output_dir: {run} already holds a run, and {found.folder} is another's checkpoint; "
-                "set output_dir=OTHER"
-            )
-        return found
-    if resume.latest:
-        latest = latest_checkpoint(run, say)
-        if latest is None and is_finished(run):
-            raise ConfigError(
-                f"output_dir: {run} holds a finished run without a usable checkpoint to go on from; start from its "
-                f"adapter with adapter_name_or_path={run} output_dir=OTHER, or start over with --overwrite"
-            )
-        if latest is None:
-            say(f"resume: {run} holds no usable checkpoint, so training starts from the beginning")
-        return latest
-    if _holds_run(run):
-        raise ConfigError(
-            f"output_dir: {run} already holds a run; go on with --resume, start over with --overwrite, "
-            "or set output_dir=OTHER"
-        )
-    return None
-
-
-def _restore_best(run: Path, start: Checkpoint | None) -> None:
-    """Make the best adapter that of the starting point: later ones are not part of the run that goes on."""
-    kept = None if start is None else start.folder / KEPT / BEST
-    if kept is not None and kept.is_dir():
-        with atomic_folder(run / BEST) as folder:
-            shutil.copytree(kept, folder, dirs_exist_ok=True)
-    else:
-        shutil.rmtree(run / BEST, ignore_errors=True)
-
-
-def _banner(start: Checkpoint, say: Say) -> None:
-    rule = "=" * 72
-    say(
-        f"{rule}\nRESUMING FROM A CHECKPOINT\n  checkpoint: {start.folder}\n  last completed step: {start.step}\n"
-        f"  next step: {start.step + 1}\n  epoch: {start.epoch:.2f}\n{rule}"
-    )
-
-
-def _say_changes(config: Config, run: Path, say: Say) -> None:
-    """Name every key that differs from the run's saved configuration."""
-    from rectune.config import load_config
-
-    if (run / "config.yaml").is_file():
-        before, now = load_config(run).model_dump(mode="json"), config.model_dump(mode="json")
-        for key, value in now.items():
-            if before[key] != value:
-                say(f"resume: {key} was {before[key]!r} and is now {value!r}")
 
 
 def _adapted(config: Config, loaded: Loaded, say: Say) -> Any:
@@ -182,6 +91,24 @@ def _arguments(config: Config, epochs: float) -> Any:
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _check_optimizer(config: Config, device: str, say: Say) -> None:
+    """Say what the optimiser cannot do here, before the Trainer would.
+
+    Raises:
+        ResourceError: it comes from bitsandbytes, which is not installed.
+    """
+    if config.optim.startswith("adamw_torch"):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ResourceError(
+            f"optim: {config.optim} needs bitsandbytes, which is not installed: pip install 'rectune[qlora]', "
+            "or set optim=adamw_torch"
+        )
+    if device == "cpu" and config.optim.startswith("paged"):
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        say(f"optimiser: {config.optim} on a CPU works without paging")
 
 
 def _planned_steps(config: Config, sequences: int, epochs: float) -> int:
@@ -277,18 +204,19 @@ def train(
     run = config.output_dir
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
-    start = _starting_point(config, resume, overwrite, say)
+    start = starting_point(config, resume, overwrite, say)
     data = open_dataset(config, say)
     if clear:
         clear_cache(config, say)
     loaded = load_model(config, say)
+    _check_optimizer(config, loaded.device.type, say)
     pieces = Pieces(loaded.tokenizer)
     prompts = PointwisePrompts(config, pieces)
     trees, held_out = (
         encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say)
         for rows in (
             sample_rows(data.events, TRAIN, config.max_train_samples, config.seed),
-            sample_rows(data.events, VALIDATION, config.max_eval_samples, config.seed),
+            sample_users(data.events, VALIDATION, config.max_eval_samples, config.seed),
         )
     )
     say(
@@ -321,10 +249,10 @@ def train(
     packs = _packs(config, trees, say)
     if overwrite and run.exists():
         shutil.rmtree(run)
-    _restore_best(run, start)
+    restore_best(run, start)
     if start is not None:
-        _say_changes(config, run, say)
-        _banner(start, say)
+        say_changes(config, run, say)
+        say_banner(start, say)
         if start.folder.parent.resolve() == run.resolve():
             drop_after(run, start.step)
     write_text(run / "config.yaml", config.to_yaml())

@@ -105,7 +105,7 @@ class AnswerTrainer(Trainer):
         loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise ModelError(
-                f"the training loss became {float(loss)} after step {self.state.global_step}; the last checkpoint is "
+                f"the training loss became {loss.item()} after step {self.state.global_step}; the last checkpoint is "
                 "whole. Lower learning_rate, or train with bf16=true in place of fp16"
             )
         return (loss, None) if return_outputs else loss

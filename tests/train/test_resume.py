@@ -1,0 +1,345 @@
+"""A run that is killed, stopped or continued ends with the bytes of the run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rectune.config import Config
+from rectune.errors import ConfigError, ModelError
+from rectune.model.lora import ADAPTER_FILE
+from rectune.train.start import Resume
+
+Run = Callable[..., tuple[Path, list[str]]]
+LONG: dict[str, Any] = {
+    "max_steps": 16,
+    "save_steps": 4,
+    "eval_steps": 3,
+    "logging_steps": 1,
+    "early_stopping_patience": 0,
+}
+
+# Imports everything once, then runs each asked-for command line in a process of its own, forked before any thread
+# exists. A line in: {arguments, out, err, cut}; two lines out: the process id, then how it ended.
+NURSERY = """
+import json, os, signal, sys
+from pathlib import Path
+import peft, transformers.integrations, rectune.report.evaluate, rectune.train.monitor
+from rectune.cli import main
+from rectune.train import trainer
+whole = trainer.mark_complete
+def cut(folder):
+    if folder.name == "checkpoint-8":
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(folder)
+for line in sys.stdin:
+    asked = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for name, stream in (("out", 1), ("err", 2)):
+            os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT), stream)
+        if asked["cut"]:
+            trainer.mark_complete = cut
+        main(asked["arguments"])
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Victim(NamedTuple):
+    """A `rectune train` in a process of its own, to be killed."""
+
+    process: int
+    nursery: subprocess.Popen[str]
+    folder: Path
+
+    def send(self, number: int) -> None:
+        os.kill(self.process, number)
+
+    def end(self) -> int:
+        """Wait for its end and return its exit code, negative for a signal."""
+        assert self.nursery.stdout is not None
+        return int(self.nursery.stdout.readline())
+
+    def text(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-c", NURSERY]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def start(nursery: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Victim]:
+    """Starts `rectune train` on a configuration; `cut` kills it while it saves checkpoint-8."""
+
+    def go(config: Config, cut: bool = False) -> Victim:
+        assert nursery.stdin is not None and nursery.stdout is not None
+        (tmp_path / "given.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        asked = {"arguments": ["train", str(tmp_path / "given.yaml")], "cut": cut}
+        asked |= {name: str(tmp_path / name) for name in ("out", "err")}
+        nursery.stdin.write(json.dumps(asked) + "\n")
+        nursery.stdin.flush()
+        return Victim(int(nursery.stdout.readline()), nursery, tmp_path)
+
+    return go
+
+
+Start = Callable[..., Victim]
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    file = run / "logs" / "log.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Wait until a running training has logged a step."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        file = run / "logs" / "log.jsonl"
+        if file.is_file() and f'"step": {step}}}' in file.read_text(encoding="utf-8"):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} was never reached")
+
+
+def adapter(run: Path) -> bytes:
+    return (run / ADAPTER_FILE).read_bytes()
+
+
+def steps(run: Path, key: str) -> list[int]:
+    return [log["step"] for log in logged(run) if key in log]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[bool, bytes]:
+    """Adapters of uninterrupted runs, by packing; filled on first use."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(run: Run, whole: dict[bool, bytes], tmp_path: Path) -> Callable[[bool], bytes]:
+    def of(packing: bool) -> bytes:
+        if packing not in whole:
+            folder, _ = run(**LONG, packing=packing, cutoff_len=512, output_dir=str(tmp_path / "whole"))
+            whole[packing] = adapter(folder)
+        return whole[packing]
+
+    return of
+
+
+@pytest.mark.parametrize(("packing", "step"), [(False, 9), (True, 6)])
+def test_a_run_killed_at_some_step_resumes_to_the_same_bytes(
+    packing: bool, step: int, make: Callable[..., Config], run: Run, start: Start, uninterrupted: Any
+) -> None:
+    keys = {**LONG, "packing": packing, "cutoff_len": 512}
+    config = make(**keys)
+    victim = start(config)
+    wait_for_step(config.output_dir, step)
+    victim.send(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
+    folder, lines = run(Resume(latest=True), **keys)
+    if packing:
+        prompts, rows = map(int, re.findall(r"packing: (\d+) prompts in (\d+) ", "\n".join(lines))[0])
+        assert prompts >= 2 * rows
+    banner = next(line for line in lines if "RESUMING" in line)
+    begun = int(banner.split("last completed step: ")[1].split()[0])
+    assert begun in (4, 8, 12) and f"next step: {begun + 1}" in banner and "epoch: 0." in banner
+    assert adapter(folder) == uninterrupted(packing)
+    assert steps(folder, "loss") == list(range(1, 17))
+    assert steps(folder, "eval_loss") == [3, 6, 9, 12, 15, 16]
+
+
+def test_a_run_killed_while_saving_a_checkpoint_resumes_from_the_one_before(
+    make: Callable[..., Config], run: Run, start: Start, uninterrupted: Any
+) -> None:
+    config = make(**LONG)
+    assert start(config, cut=True).end() == -signal.SIGKILL
+    assert (config.output_dir / "checkpoint-8").is_dir()
+    folder, lines = run(Resume(latest=True), **LONG)
+    assert "resume: checkpoint-8 is passed over: it was cut off while being saved" in lines
+    assert any("last completed step: 4" in line for line in lines)
+    assert adapter(folder) == uninterrupted(False)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_resumes_to_the_same_bytes(
+    make: Callable[..., Config], run: Run, start: Start, uninterrupted: Any
+) -> None:
+    config = make(**LONG)
+    victim = start(config)
+    wait_for_step(config.output_dir, 5)
+    victim.send(signal.SIGINT)
+    assert victim.end() == 130
+    assert "a checkpoint will be saved" in victim.text("out")
+    err = victim.text("err")
+    assert err.startswith("stopped: stopped at step") and "--resume" in err and err.count("\n") == 1
+    stopped = int(err.split("step ")[1].split(";")[0])
+    assert (config.output_dir / f"checkpoint-{stopped}" / "complete.json").is_file()
+    folder, lines = run(Resume(latest=True), **LONG)
+    assert any(f"last completed step: {stopped}" in line for line in lines)
+    assert adapter(folder) == uninterrupted(False)
+
+
+@pytest.fixture(scope="module")
+def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def finished(run: Run, finished_store: Path, tmp_path: Path) -> Path:
+    """An own copy, under `tmp_path/run`, of a finished run of 8 steps with checkpoints at 4 and 8."""
+    if not finished_store.exists():
+        folder, _ = run()
+        shutil.copytree(folder, finished_store)
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    shutil.copytree(finished_store, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def test_resume_without_a_checkpoint_starts_fresh_and_says_so(run: Run, finished: Path, tmp_path: Path) -> None:
+    folder, lines = run(Resume(latest=True), output_dir=str(tmp_path / "fresh"))
+    assert f"resume: {folder} holds no usable checkpoint, so training starts from the beginning" in lines
+    assert adapter(folder) == adapter(finished)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(run: Run, finished: Path) -> None:
+    before = adapter(finished)
+    flip(finished / "checkpoint-8" / "optimizer.pt")
+    folder, lines = run(Resume(latest=True))
+    said = "resume: checkpoint-8 is passed over: optimizer.pt is damaged: its content is not what was saved"
+    assert said in lines
+    assert adapter(folder) == before
+
+
+def test_a_finished_run_without_usable_checkpoints_is_not_started_over_by_resume(run: Run, finished: Path) -> None:
+    for name in ("checkpoint-4", "checkpoint-8"):
+        shutil.rmtree(finished / name)
+    before = contents(finished)
+    with pytest.raises(ConfigError, match="finished run without a usable checkpoint"):
+        run(Resume(latest=True))
+    assert contents(finished) == before
+
+
+def test_resuming_a_finished_run_trains_no_further_step(run: Run, finished: Path) -> None:
+    before = adapter(finished)
+    (finished / ADAPTER_FILE).unlink()  # as if killed between the last step and the publishing of the adapter
+    folder, lines = run(Resume(latest=True))
+    assert any("nothing is left to train, its last step is reached" in line for line in lines)
+    assert adapter(folder) == before
+    assert max(log["step"] for log in json.loads((folder / "log_history.json").read_text())) == 8
+
+
+def test_resume_from_a_named_checkpoint_goes_on_from_there(run: Run, finished: Path) -> None:
+    before = adapter(finished)
+    folder, lines = run(Resume(checkpoint=finished / "checkpoint-4"))
+    assert any("last completed step: 4\n" in line for line in lines)
+    assert adapter(folder) == before
+
+
+def test_a_named_checkpoint_of_another_run_needs_a_folder_of_its_own(run: Run, finished: Path, tmp_path: Path) -> None:
+    before = adapter(finished)
+    folder, _ = run(Resume(checkpoint=finished / "checkpoint-4"), output_dir=str(tmp_path / "branch"))
+    assert adapter(folder) == before
+    with pytest.raises(ConfigError, match="is another's checkpoint"):
+        run(Resume(checkpoint=finished / "checkpoint-4"), output_dir=str(tmp_path / "branch"))
+
+
+def test_a_missing_or_damaged_named_checkpoint_is_refused(run: Run, finished: Path) -> None:
+    with pytest.raises(ModelError, match="checkpoint-5: no such checkpoint"):
+        run(Resume(checkpoint=finished / "checkpoint-5"))
+    flip(finished / "checkpoint-4" / ADAPTER_FILE)
+    before = contents(finished)
+    with pytest.raises(ModelError, match=f"{ADAPTER_FILE} is damaged"):
+        run(Resume(checkpoint=finished / "checkpoint-4"))
+    assert contents(finished) == before
+
+
+def test_a_resumed_run_that_finds_nothing_better_publishes_the_best_adapter_of_before(run: Run, finished: Path) -> None:
+    best = json.loads((finished / "checkpoint-4" / "kept" / "best" / "step.json").read_text())
+    assert best["step"] == 4
+    kept = adapter(finished / "checkpoint-4" / "kept" / "best")
+    # From here on nothing is learned, so that no later evaluation can be strictly better.
+    folder, lines = run(Resume(checkpoint=finished / "checkpoint-4"), learning_rate=1e-30)
+    assert any(line.startswith("resume: learning_rate was 0.01 and is now 1e-30") for line in lines)
+    assert adapter(folder) == kept
+    assert json.loads((folder / "best" / "step.json").read_text())["step"] == 4
+
+
+def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run) -> None:
+    keys: dict[str, Any] = {
+        "max_steps": -1,
+        "num_train_epochs": 1.0,
+        "max_train_samples": 16,
+        "save_steps": 2,
+        "logging_steps": 1,
+    }
+    folder, _ = run(**keys)
+    assert steps(folder, "loss") == [1, 2, 3, 4]
+    again, lines = run(Resume(latest=True, extra_epochs=1), **keys)
+    assert any("last completed step: 4" in line and "epoch: 1.00" in line for line in lines)
+    assert again == folder
+    assert steps(folder, "loss") == list(range(1, 9))
+    assert logged(folder)[-1]["epoch"] == 2.0
+
+
+def test_extra_epochs_beside_max_steps_are_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match="--extra-epochs: max_steps decides"):
+        run(Resume(latest=True, extra_epochs=1))
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_untouched(run: Run, finished: Path) -> None:
+    before = contents(finished)
+    with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
+        run()
+    assert contents(finished) == before
+
+
+def test_overwrite_starts_over_and_refuses_what_is_no_run(run: Run, finished: Path, tmp_path: Path) -> None:
+    (finished / "checkpoint-99").mkdir()
+    folder, _ = run(overwrite=True, max_steps=2)
+    assert not (folder / "checkpoint-99").exists() and (folder / "checkpoint-2").is_dir()
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("dear")
+    with pytest.raises(ConfigError, match="is no run folder"):
+        run(overwrite=True, output_dir=str(tmp_path / "papers"))
+    assert (tmp_path / "papers" / "thesis.tex").read_text() == "dear"
+    with pytest.raises(ConfigError, match="choose one of the two"):
+        run(Resume(latest=True), overwrite=True)
+
+
+def test_overwrite_removes_nothing_when_the_new_run_cannot_start(run: Run, finished: Path, tmp_path: Path) -> None:
+    before = contents(finished)
+    with pytest.raises(ConfigError, match="no folder or zip here"):
+        run(overwrite=True, dataset=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="no such folder"):
+        run(overwrite=True, model_name_or_path=str(tmp_path / "nowhere"))
+    assert contents(finished) == before
