@@ -27,9 +27,7 @@ def training_speed(run: Path) -> str:
     """Labels per second of training, from the run's log."""
     history = json.loads((run / "log_history.json").read_text(encoding="utf-8"))
     last = [log for log in history if "train_samples_per_second" in log]
-    return (
-        f"{last[-1]['train_samples_per_second']:.2f} sequences/s in training" if last else "training speed not logged"
-    )
+    return f"{last[-1]['train_samples_per_second']:.2f} sequences/s in training" if last else "no training speed logged"
 
 
 def section(run: Path) -> str:

@@ -58,7 +58,7 @@ class Config(BaseModel):
     layout: Literal["pointwise"] = "pointwise"
     """pointwise: one prompt and one answer per event."""
     prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
-    """chat: the model's template; instruction: Alpaca's parts; completion: ends in 'Answer:'; classifier: no question."""
+    """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: asks nothing."""
     prompt_domain: Literal["films", "products", "food"] = "films"
     """Which shipped texts to use where the four texts below are empty."""
     system_prompt: str | None = None

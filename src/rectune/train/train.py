@@ -200,6 +200,11 @@ def train(
     from rectune.train.stopping import BestAndStop, StopSignals
     from rectune.train.trainer import AnswerTrainer, Validation
 
+    if config.prompt_format == "classifier":
+        raise ConfigError(
+            "prompt_format: classifier makes the input of a classification head, which this version can inspect but "
+            "not train; use chat, instruction or completion"
+        )
     resume = resume or Resume()
     run = config.output_dir
     if resume.extra_epochs and config.max_steps > 0:
