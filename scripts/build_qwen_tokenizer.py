@@ -40,7 +40,7 @@ def chat_template() -> str:
     """Qwen3's own chat template, as trl ships it; trl itself is not imported."""
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
-        raise SystemExit("trl is not installed, and it carries Qwen3's chat template: pip install 'rectune[trl]'")
+        raise SystemExit("trl is not installed, and it carries Qwen3's chat template: pip install trl")
     return (Path(spec.origin).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
 
 

@@ -22,15 +22,16 @@ def command(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--output_dir", help="where the answers go; default: inference/ in the run folder")
     parser.add_argument("--max_samples", type=int, help="at most this many records")
     parser.add_argument("--compare_base", action="store_true", help="ask the untuned model too")
-    parser.add_argument("--mode", choices=("logits", "generate"), default="logits", help="(%(default)s)")
+    parser.add_argument("--mode", choices=("logits", "generate"), help="logits when left out")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configuration keys")
     options = parser.parse_intermixed_args(arguments)
     found = ["score", options.adapter_dir, *options.overrides]
     if options.test_file is None:
-        if options.output_dir is not None:
-            parser.error("--output_dir needs --test_file, for example data/movielens_qwen3/test_raw.jsonl")
+        for name in ("output_dir", "max_samples", "compare_base", "mode"):
+            if getattr(options, name):
+                parser.error(f"--{name} needs --test_file, for example data/movielens_qwen3/test_raw.jsonl")
         return [*found, "--demo"]
-    found += ["--input", options.test_file, "--mode", options.mode]
+    found += ["--input", options.test_file, "--mode", options.mode or "logits"]
     if options.output_dir is not None:
         found += ["--output", options.output_dir]
     if options.max_samples is not None:

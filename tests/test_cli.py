@@ -220,8 +220,30 @@ def test_score_a_split_to_parquet_and_jsonl(trained: Path, rectune: Rectune, tmp
     assert rectune("score", trained, "--output", tmp_path / "p.jsonl", "--mode", "generate").code == 0
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {"generated", "generated_label"} <= set(rows[0])
-    one_line(rectune("score", trained, "--split", "train"), 2, "--split: got 'train', allowed: test, validation")
-    one_line(rectune("score", trained, "--mode", "x"), 2, "--mode: got 'x', allowed: logits, generate")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-samples", "3"], "--max-samples: does nothing without --input"),
+        (["--split", "test", "--compare-base"], "--compare-base: does nothing without --input"),
+        (["--input", "q.jsonl", "--split", "test"], "--split: does nothing with --input"),
+        (["--demo", "--input", "q.jsonl"], "--input: does nothing with --demo"),
+        (["--demo", "--mode", "logits"], "--mode: does nothing with --demo"),
+        (["--demo", "--compare-base"], "--compare-base: does nothing with --demo"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused_before_the_run_is_opened(
+    options: list[str], said: str, rectune: Rectune
+) -> None:
+    one_line(rectune("score", "no/such/run", *options), 2, said)
+
+
+@pytest.mark.parametrize("options", [["--split", "train"], ["--mode", "x"], ["--input", "q.jsonl", "--mode", "x"]])
+def test_an_unknown_split_or_mode_is_refused_before_the_run_is_opened(options: list[str], rectune: Rectune) -> None:
+    for command in ("score", "evaluate"):
+        ended = rectune(command, "no/such/run", *(options if command == "score" else options[-2:]))
+        assert ended.code == 2 and "Invalid value for" in ended.err and "no such run folder" not in ended.err
 
 
 @pytest.mark.parametrize("name", ["test_raw.jsonl", "eval.json"])
@@ -258,8 +280,25 @@ def test_evaluate_prints_the_table_and_writes_the_report(trained: Path, rectune:
     assert ended.code == 0
     assert "untuned" in ended.out and "item like-rate" in ended.out and "UAUC" in ended.out
     assert (trained / "report.html").is_file() and (trained / "metrics.json").is_file()
+    made = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["how_made"]
+    assert made["command"] == f"rectune evaluate {trained}"
+    assert made["leak"] and "test events" in made["leak"]
     # A checkpoint can be evaluated too.
     assert rectune("evaluate", trained / "checkpoint-2", "--split", "validation", "--no-base").code == 0
+
+
+def test_a_validation_evaluation_leaves_the_tests_figures_and_says_its_own_command(
+    trained: Path, rectune: Rectune
+) -> None:
+    assert rectune("evaluate", trained, "max_test_samples=6").code == 0
+    before = (trained / "metrics.json").read_bytes()
+    options = ("per_device_eval_batch_size=3", "--split", "validation", "--mode", "generate", "--no-base")
+    ended = rectune("evaluate", trained, *options)
+    assert ended.code == 0 and "generated, tuned: accuracy" in ended.out
+    assert (trained / "metrics.json").read_bytes() == before
+    report = json.loads((trained / "metrics_validation.json").read_text(encoding="utf-8"))
+    assert report["how_made"]["command"] == " ".join(["rectune evaluate", str(trained), *options])
+    assert set(report["models"]["tuned"]["generated"]) == {"accuracy", "precision", "recall", "f1", "without_label"}
 
 
 def test_compare_writes_what_tuning_changed(trained: Path, rectune: Rectune, tmp_path: Path) -> None:
@@ -504,12 +543,18 @@ def test_a_prompt_key_cannot_be_changed_after_training(trained: Path, rectune: R
         ('[{"input": "x"', "not whole JSON"),
         ('{"title": "A"}\n', "record 1: neither candidate_title nor input; found title"),
         ('{"candidate_title": "A", "label": "Perhaps"}\n', "label 'Perhaps', allowed: Yes, No, 1, 0"),
-        ('{"candidate_title": "A", "history_titles": ["B"], "history_ratings": []}\n', ""),
+        (
+            '{"candidate_title": "A", "history_titles": ["B"], "history_ratings": []}\n',
+            "history_ratings: 1 of 1 are missing",
+        ),
         ('{"candidate_title": 7}\n', "candidate_title"),
         ('{"candidate_title": "A", "history_titles": "Heat"}\n', "history_titles"),
         ('{"candidate_title": "A", "history_titles": ["B"], "history_ratings": ["x"]}\n', "history_ratings"),
         ('{"candidate_title": "A", "label": ["Yes"]}\n', "label"),
         ('{"input": 5}\n', "input"),
+        ('{"input": "x", "system": "Be brief."}\n', "record 1: system is 'Be brief.', but the run was trained with ''"),
+        ('{"input": "x", "instruction": "Well?"}\n', "instruction is 'Well?', but the run was trained with 'Will I"),
+        (json.dumps({"input": "Heat " * 3000}), "but the model reads at most 2,048; shorten its input"),
         ("[1, 2]", "no records"),
     ],
 )
@@ -522,6 +567,61 @@ def test_a_bad_file_of_questions_is_one_line_and_writes_nothing(
         one_line(ended, 3, said)
         assert not (tmp_path / "answers").exists()
     assert "Traceback" not in ended.err
+
+
+def asked(rectune: Rectune, run: Path, records: list[dict[str, Any]], *options: str) -> tuple[str, dict[str, Any]]:
+    """What `score --input` prints about these records, and its summary."""
+    file = run.parent / "q.json"
+    file.write_text(json.dumps(records), encoding="utf-8")
+    ended = rectune("score", run, "--input", file, "--output", run.parent / "answers", *options)
+    assert ended.code == 0, ended.err
+    return ended.out, json.loads((run.parent / "answers" / "metrics_summary.json").read_text(encoding="utf-8"))
+
+
+def test_records_longer_than_the_cutoff_are_asked_whole_with_a_line(trained: Path, rectune: Rectune) -> None:
+    records = [{"input": f"{'Heat ' * words}", "output": "Yes"} for words in (1, 200)]
+    out, summary = asked(rectune, trained, records)
+    assert "lengths: 1 of 2 records are longer than the cutoff_len=256 of the training; they are asked whole" in out
+    assert summary["lora"]["n"] == 2
+
+
+def test_records_without_a_user_have_no_metric_within_users(trained: Path, rectune: Rectune) -> None:
+    records = [{"input": f"Film {at}", "output": ("Yes", "No")[at % 2]} for at in range(6)]
+    summary = asked(rectune, trained, records)[1]["lora"]
+    assert summary["uauc"] is None and summary["auc"] is not None
+    known = asked(rectune, trained, [{**record, "user_id": "a"} for record in records])[1]["lora"]
+    assert known["uauc"] == known["auc"]
+
+
+def test_unlabelled_records_are_left_out_of_the_metrics_and_counted(trained: Path, rectune: Rectune) -> None:
+    records = [{"input": "A", "output": "Yes"}, {"input": "B"}, {"input": "C", "output": "No"}]
+    out, summary = asked(rectune, trained, records, "--mode", "generate")
+    assert "labels: 1 of 3 records have none and are left out of the metrics" in out
+    assert summary["lora"]["n"] == 2 and "generated, lora: accuracy" in out
+    assert 0 <= summary["lora"]["generated"]["without_label"] <= 1
+
+
+def test_a_history_without_ratings_is_asked_where_prompts_show_none(
+    config: Path, trained: Path, rectune: Rectune, tmp_path: Path
+) -> None:
+    run = tmp_path / "bare"
+    assert rectune("train", config, "history_shows=nothing", f"output_dir={run}", "max_steps=2").code == 0
+    out, _ = asked(rectune, run, [{"candidate_title": "A", "history_titles": ["B"], "label": 1}])
+    assert "(1 predictions)" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log_history.json", b"{"), ("log_history.json", b"[3]"), ("log_history.json", b"{}"),
+        ("validation_predictions.parquet", b"PAR1"), ("validation_predictions.parquet", b""),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_the_training_is_one_line(
+    name: str, content: bytes, trained: Path, rectune: Rectune
+) -> None:
+    (trained / name).write_bytes(content)
+    one_line(rectune("evaluate", trained, "--split", "validation", "--no-base"), 3, f"{name}: damaged (")
 
 
 def test_a_missing_file_of_questions_or_run_is_one_line(trained: Path, rectune: Rectune, tmp_path: Path) -> None:

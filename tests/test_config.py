@@ -58,6 +58,13 @@ def test_all_problems_are_reported_at_once_each_on_its_line() -> None:
         ("learning_rate", float("nan"), "learning_rate: got nan"),
         ("num_train_epochs", float("inf"), "num_train_epochs: got inf"),
         ("rating_threshold", float("nan"), "rating_threshold: got nan"),
+        ("seed", 2**32, "seed: got 4294967296, allowed: less than or equal to 4294967295"),
+        ("dataset", "", "dataset: got '', which names none"),
+        ("output_dir", "", "output_dir: got an empty path or the current folder"),
+        ("max_steps", 0, "max_steps: got 0, allowed: -1 (num_train_epochs decides) or at least 1"),
+        ("lora_target", [], "lora_target: got [], which adapts nothing"),
+        ("lora_target", "", "lora_target: got '', which adapts nothing"),
+        ("lora_layers", [], "lora_layers: got [], which adapts nothing"),
     ],
 )
 def test_a_bad_value_says_what_was_got_and_what_is_allowed(key: str, value: Any, said: str) -> None:
@@ -234,6 +241,28 @@ def test_a_shipped_configuration_is_found_by_name_and_by_the_seeds_path() -> Non
     with pytest.raises(ConfigError, match="no such file, and no shipped configuration; there are demo_cpu"):
         find_config(Path("nothing_like_it"))
     assert [line.split()[0] for line in list_configs().splitlines()] == [path.stem for path in SHIPPED]
+
+
+@pytest.mark.parametrize("path", ["/my/own/demo_cpu.yaml", "experiments/demo_cpu", "../demo_cpu.yaml", "demo_cpu.yml"])
+def test_a_path_to_somewhere_else_never_becomes_a_shipped_configuration(path: str) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        find_config(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("history_len", "a whole number (>= 1)"),
+        ("max_users", "a whole number (>= 1), empty"),
+        ("flash_attn", "auto, flash_attention_2, flex, sdpa, eager, false"),
+        ("bf16", "true, false, auto"),
+        ("lora_layers", "all, upper_half, a list of whole numbers"),
+        ("lora_dropout", "a number (>= 0, < 1)"),
+    ],
+)
+def test_what_a_key_takes_is_listed(key: str, said: str) -> None:
+    field = Config.model_fields[key]
+    assert f"{key}: {field.default!s}\n    {field.description}\n    allowed: {said}\n" in describe_keys()
 
 
 def test_every_key_has_a_meaning_and_is_listed() -> None:

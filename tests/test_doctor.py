@@ -13,6 +13,18 @@ from rectune.cli import main
 from rectune.doctor import Finding, examine, show
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rectune.doctor.getproxies", dict)
+
+
+def test_behind_a_proxy_the_hub_is_not_tried_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rectune.doctor.getproxies", lambda: {"https": "http://user:secret@proxy"})
+    monkeypatch.setattr(socket, "create_connection", None)
+    finding = found("model hub", network=True)
+    assert finding.well and "proxy" in finding.found and "secret" not in finding.found
+
+
 def found(name: str, network: bool = False) -> Finding:
     return next(finding for finding in examine(network) if finding.name == name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 from rectune.config import Config
 from rectune.errors import ConfigError
 from rectune.model.lora import ADAPTER_FILE
-from rectune.pipeline import run_all
+from rectune.pipeline import _say_next, run_all
 
 SHORT: dict[str, Any] = {"history_len": 3, "max_steps": 2, "eval_steps": 2, "save_steps": 1}
 
@@ -67,6 +68,43 @@ def test_one_command_goes_from_ratings_to_a_report_and_a_second_does_not_train_a
     fresh = pipeline(tiny_config(**SHORT, learning_rate=0.02), overwrite=True)
     assert "RESUMING" not in fresh
     assert (run / ADAPTER_FILE).read_bytes() != adapter
+
+
+def test_a_killed_run_goes_on_by_itself_with_the_same_configuration_only(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(**SHORT)
+    pipeline(config)
+    run = config.output_dir
+    (run / "log_history.json").unlink()  # as if killed before the end
+    shutil.rmtree(run / "checkpoint-2")
+    with pytest.raises(ConfigError, match="go on with --resume"):
+        pipeline(tiny_config(**SHORT, learning_rate=0.02))
+    said = pipeline(config)
+    assert "an unfinished run with this configuration, so it goes on" in said and "last completed step: 1" in said
+
+    (run / "log_history.json").unlink()
+    for folder in run.glob("checkpoint-*"):
+        (folder / "complete.json").unlink()
+    assert "training starts from the beginning" in pipeline(config)
+
+
+@pytest.mark.parametrize(
+    ("found", "typed", "shown"),
+    [
+        ("/usr/bin/rectune", "rectune", "rectune"),
+        (None, ".venv/bin/rectune", ".venv/bin/rectune"),
+        (None, "x.py", "rectune"),
+    ],
+)
+def test_the_closing_lines_work_as_typed(
+    found: str | None, typed: str, shown: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: found)
+    monkeypatch.setattr("sys.argv", [typed])
+    lines: list[str] = []
+    _say_next(tmp_path / "a run", lines.append)
+    assert lines[1].startswith(f"  {shown} score '{tmp_path / 'a run'}' --demo ")
+    assert lines[3].startswith(f"  {shown} inspect demo_cpu ")
+    assert len(lines) == (5 if torch.cuda.is_available() else 4)
 
 
 def test_an_unfinished_run_is_not_started_over_unasked(tiny_config: Callable[..., Config]) -> None:

@@ -205,6 +205,9 @@ def test_infer_batch_and_analyze_work_on_both_formats(
 def test_infer_batch_without_a_file_says_what_is_missing(front: Front, tmp_path: Path) -> None:
     ended = front("infer_lora", "--output_dir", tmp_path / "infer")
     assert ended.code == 2 and "--output_dir needs --test_file" in ended.err
+    for option in (["--max_samples", "3"], ["--compare_base"], ["--mode", "logits"]):
+        ended = front("infer_lora", *option)
+        assert ended.code == 2 and f"{option[0]} needs --test_file" in ended.err
 
 
 def test_compare_then_analyze(trained: Path, front: Front, config: Path, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectune.errors import RectuneError, ResourceError
+from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
 
@@ -118,7 +119,13 @@ def train(
         Path | None, typer.Option("--resume-from-checkpoint", "--resume_from_checkpoint", help="Go on from this one.")
     ] = None,
     extra_epochs: Annotated[int, typer.Option("--extra-epochs", min=0, help="Epochs beyond num_train_epochs.")] = 0,
-    clear_cache: Annotated[bool, typer.Option("--clear-cache", help="Tokenise again.")] = False,
+    clear_cache: Annotated[
+        bool,
+        typer.Option(
+            "--clear-cache",
+            help="Tokenise again: remove the tokenised prompts of every run that shares preprocessing_cache_dir.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
 ) -> None:
     """Fine-tune an adapter; the best one ends at the root of output_dir."""
@@ -129,37 +136,71 @@ def train(
     stage(_load(config, overrides), say, _console(), start, clear=clear_cache, overwrite=overwrite)
 
 
-Split = Annotated[str, typer.Option(help="test or validation.")]
-Mode = Annotated[str, typer.Option(help="logits, or generate for greedy answers of 8 tokens besides.")]
+class Split(StrEnum):
+    """What may be measured."""
+
+    TEST = "test"
+    VALIDATION = "validation"
 
 
-@app.command(epilog="Example: rectune score output/demo --input data/ml-100k/test_raw.jsonl --output answers")
+class Mode(StrEnum):
+    """How a model is asked."""
+
+    LOGITS = "logits"
+    GENERATE = "generate"
+
+
+SplitOption = Annotated[Split, typer.Option(help="The events to ask about.")]
+ModeOption = Annotated[Mode, typer.Option(help="generate adds greedy answers of 8 tokens.")]
+
+
+def _refuse_idle(given: dict[str, object], doing: str) -> None:
+    """Refuse options that would do nothing, before anything is loaded.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    idle = [name for name, value in given.items() if value]
+    if idle:
+        raise ConfigError(f"{idle[0]}: does nothing {doing}; leave it out")
+
+
+@app.command(epilog="Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers")
 def score(
     run: RunPath,
     overrides: Overrides = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="test_raw.jsonl or Alpaca JSON.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for a split, folder for --input.")] = None,
-    split: Split = "test",
-    mode: Mode = "logits",
+    split: Annotated[Split | None, typer.Option(help="The events to ask about; test when left out.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="logits when left out; generate adds greedy answers.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="Ask the untuned model too.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="One canned prompt, base beside tuned.")] = False,
 ) -> None:
     """P(yes) for every event of a split, for every record of a file, or for one canned prompt."""
+    of_file: dict[str, object] = {"--max-samples": max_samples, "--compare-base": compare_base}
+    if demo:
+        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode}
+        _refuse_idle({**others, **of_file}, "with --demo")
+    elif input_file is not None:
+        _refuse_idle({"--split": split}, "with --input")
+    else:
+        _refuse_idle(of_file, "without --input")
     from rectune.report.infer import infer_demo, infer_file
     from rectune.score.open_run import open_run
     from rectune.score.score import TUNED, open_data, score_rows, split_rows, write_predictions
 
+    way, part = mode or Mode.LOGITS, split or Split.TEST
     opened = open_run(run, overrides or [], say)
     if demo:
         infer_demo(opened, say)
     elif input_file is not None:
-        infer_file(opened, input_file, output or run / "inference", max_samples, compare_base, mode, say)
+        infer_file(opened, input_file, output or run / "inference", max_samples, compare_base, way.value, say)
     else:
         data = open_data(opened, say)
-        rows = split_rows(opened, data, split)
-        table = score_rows(opened, data, rows, (TUNED,), mode, say, _console())[TUNED]
-        path = output or run / f"predictions_{split}_tuned.parquet"
+        rows = split_rows(opened, data, part.value)
+        table = score_rows(opened, data, rows, (TUNED,), way.value, say, _console())[TUNED]
+        path = output or run / f"predictions_{part.value}_tuned.parquet"
         write_predictions(table, path)
         say(f"written: {path} ({len(table):,} rows)")
 
@@ -168,14 +209,17 @@ def score(
 def evaluate(
     run: RunPath,
     overrides: Overrides = None,
-    split: Split = "test",
-    mode: Mode = "logits",
+    split: SplitOption = Split.TEST,
+    mode: ModeOption = Mode.LOGITS,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the untuned model too.")] = True,
 ) -> None:
-    """Measure a run on a split, beside its untuned base and a baseline, and write metrics.json and report.html."""
+    """Measure a run on a split, beside its untuned base and a baseline, and write metrics.json and report.html.
+
+    For validation they are metrics_validation.json and report_validation.html.
+    """
     from rectune.report.evaluate import evaluate as stage
 
-    found = stage(run, overrides or [], split, mode, base, say, _console())
+    found = stage(run, overrides or [], split.value, mode.value, base, say, _console())
     say(f"report: {found.page}")
 
 
@@ -183,13 +227,13 @@ def evaluate(
 def compare(
     run: RunPath,
     overrides: Overrides = None,
-    split: Split = "test",
+    split: SplitOption = Split.TEST,
     output: Annotated[Path | None, typer.Option(help="Folder for the files; default RUN/comparison.")] = None,
 ) -> None:
     """Untuned beside tuned, row by row: improvements, regressions, both wrong."""
     from rectune.report.evaluate import compare as stage
 
-    stage(run, overrides or [], split, output, say, _console())
+    stage(run, overrides or [], split.value, output, say, _console())
 
 
 @app.command(epilog="Example: rectune doctor   ·   rectune doctor --json")

@@ -50,9 +50,9 @@ class Config(BaseModel):
     max_train_samples: int | None = Field(None, ge=1)
     """Train on at most this many events, drawn with the seed; all when empty."""
     max_eval_samples: int | None = Field(1000, ge=1)
-    """Validate on at most this many events, drawn once user by user with the seed; all when empty."""
+    """Validate on at most this many events, drawn once with the seed; all when empty."""
     max_test_samples: int | None = Field(None, ge=1)
-    """Test on at most this many events, drawn once user by user with the seed; all when empty."""
+    """Test on at most this many events, drawn once with the seed; all when empty."""
 
     # --- prompt ---
     layout: Literal["pointwise"] = "pointwise"
@@ -60,7 +60,7 @@ class Config(BaseModel):
     prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
     """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: asks nothing."""
     prompt_domain: Literal["films", "products", "food"] = "films"
-    """Which shipped texts to use where the four texts below are empty."""
+    """Which shipped texts to use where the five texts below are empty."""
     system_prompt: str | None = None
     """System message."""
     instruction: str | None = None
@@ -100,9 +100,11 @@ class Config(BaseModel):
     lora_layers: Literal["all", "upper_half"] | list[int] = "all"
     """Which blocks get an adapter: on the upper half alone the backward pass stops half-way and costs half."""
     lora_bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases are trained."""
+    """Which biases are trained; all and lora_only are refused where the model has biases: untuned would change too."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks effective."""
+    use_dora: bool = False
+    """Train the magnitude of each output besides the direction: a little better at low ranks, and slower."""
 
     # --- training ---
     output_dir: Path = Path("output/qwen3-movielens-qlora")
@@ -118,7 +120,7 @@ class Config(BaseModel):
     num_train_epochs: float = Field(3.0, gt=0)
     """Passes over the training events."""
     max_steps: int = Field(-1, ge=-1)
-    """Optimiser steps; overrides num_train_epochs when positive."""
+    """Optimiser steps; overrides num_train_epochs when positive, -1 leaves it to num_train_epochs."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
@@ -153,19 +155,21 @@ class Config(BaseModel):
     """How many checkpoints to keep; the best adapter is kept besides."""
     logging_steps: int = Field(10, ge=1)
     """Optimiser steps between log lines."""
-    metric_for_best_model: Literal["loss", "accuracy", "precision", "recall", "f1", "auc", "uauc"] = "f1"
-    """Validation metric that decides which adapter is the best."""
+    metric_for_best_model: Literal[
+        "loss", "accuracy", "precision", "recall", "f1", "auc", "uauc", "pr_auc", "brier", "ece"
+    ] = "f1"
+    """Validation metric that decides which adapter is the best; loss, brier and ece are better when lower."""
     early_stopping_patience: int = Field(3, ge=0)
-    """Stop after this many evaluations without a better one; 0 never stops."""
+    """Stop after this many evaluations without a better one; 0 never stops. Ignored where eval_strategy is no."""
     loss_plateau_patience: int = Field(0, ge=0)
     """Stop after this many log lines in which the smoothed training loss has not fallen; 0 never stops."""
     loss_plateau_min_delta: float = Field(0.001, ge=0)
     """How much the smoothed training loss must fall to count."""
     gen_eval_samples: int = Field(0, ge=0)
-    """Validation prompts that are also answered by greedy generation at the end of training."""
+    """Validation prompts that are also answered by greedy generation, at each evaluation and at the end of training."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Where curves go; CSV and JSONL are always written."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of everything drawn at random."""
 
     def dataset_name(self) -> str:
@@ -199,7 +203,16 @@ def _cross_checks(config: Config) -> list[str]:
             problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
     if config.test_ratio + config.validation_ratio >= 1:
         problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
-    if isinstance(config.lora_target, str) and config.lora_target not in ("all", "attention", "qv"):
+    if not config.dataset_name().strip():
+        problems.append(f"dataset: got {config.dataset!r}, which names none; use ml-100k or a folder or zip")
+    if config.output_dir == Path():
+        problems.append("output_dir: got an empty path or the current folder; name a folder for the run")
+    if config.max_steps == 0:
+        problems.append("max_steps: got 0, allowed: -1 (num_train_epochs decides) or at least 1")
+    for key in ("lora_target", "lora_layers"):
+        if getattr(config, key) in ([], ""):
+            problems.append(f"{key}: got {getattr(config, key)!r}, which adapts nothing; use all or name some")
+    if isinstance(config.lora_target, str) and config.lora_target not in ("", "all", "attention", "qv"):
         problems.append(
             f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
         )

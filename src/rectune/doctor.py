@@ -12,14 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rectune.files import cache_root
 from rectune.wheels import SMOLLM2, WIDEDEEP
 
 _OPTIONAL = {
-    "bitsandbytes": ("QLoRA and 8-bit loading", "pip install 'rectune[qlora]'"),
+    "bitsandbytes": ("QLoRA and 8-bit loading", "pip install bitsandbytes"),
     "flash_attn": ("FlashAttention 2, on Ampere cards and newer", "pip install flash-attn --no-build-isolation"),
-    "trl": ("the trl backend and its benchmark", "pip install 'rectune[trl]'"),
+    "trl": ("the trl backend and its benchmark", "pip install trl"),
 }
 _HUB_TIMEOUT = 3.0
 
@@ -37,6 +38,9 @@ def _hub() -> Finding:
     """Whether the model hub can be reached."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     parts = urlsplit(endpoint)
+    if getproxies():
+        # as in model/load.py: behind a proxy nothing can be concluded from a direct connection
+        return Finding("model hub", True, f"{endpoint} is asked through a proxy, so it was not tried directly")
     try:
         with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=_HUB_TIMEOUT):
             return Finding("model hub", True, f"{endpoint} can be reached")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,12 @@ Say = Callable[[str], None]
 
 
 def _changed_keys(config: Config, run: Path) -> list[str]:
-    """Keys in which a run's saved configuration differs from this one."""
+    """Keys in which a run's saved configuration differs from this one; epochs added by --extra-epochs do not count."""
+    from rectune.train.start import asked_epochs
+
     before, now = load_config(run).model_dump(mode="json"), config.model_dump(mode="json")
+    asked = asked_epochs(run)
+    before["num_train_epochs"] = before["num_train_epochs"] if asked is None else asked
     return [key for key in now if before[key] != now[key]]
 
 
@@ -40,12 +47,49 @@ def _trained_already(config: Config, resume: bool, overwrite: bool) -> bool:
     return True
 
 
+def _cut_off(config: Config, resume: bool, overwrite: bool) -> bool:
+    """Whether `output_dir` holds an unfinished run of this very configuration, which needs no word to go on."""
+    from rectune.train.checkpoints import checkpoint_folders
+    from rectune.train.start import is_finished
+
+    run = config.output_dir
+    if resume or overwrite or is_finished(run) or not (run / "config.yaml").is_file() or not checkpoint_folders(run):
+        return False
+    return not _changed_keys(config, run)
+
+
+def _program() -> str:
+    """What to type for this program: its name where the shell finds it, else its path as it was typed."""
+    typed = Path(sys.argv[0])
+    if shutil.which("rectune") is not None or typed.name != "rectune":
+        return "rectune"
+    return shlex.quote(str(typed))
+
+
+def _say_next(run: Path, say: Say) -> None:
+    """Commands that go on from here, as they are typed."""
+    import torch
+
+    program, folder = _program(), shlex.quote(str(run))
+    commands = [
+        (f"{program} score {folder} --demo", "one prompt, base beside tuned"),
+        (f"{program} compare {folder}", "which answers changed, row by row"),
+        (f"{program} inspect demo_cpu", "the prompts, token by token"),
+    ]
+    if torch.cuda.is_available():
+        commands.append((f"{program} run qwen3_movielens_qlora", "Qwen3-0.6B on MovieLens, for a 24 GB card"))
+    width = max(len(command) for command, _ in commands)
+    say("\nnext:")
+    for command, meaning in commands:
+        say(f"  {command:<{width}}   {meaning}")
+
+
 def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Console) -> None:
     """Prepare, train, evaluate and report; a stage that is done already is not done again.
 
     Args:
         config: all keys.
-        resume: go on from the latest checkpoint.
+        resume: go on from the latest checkpoint; an unfinished run of this very configuration does so by itself.
         overwrite: remove an earlier run in `output_dir`.
         say: prints one line.
         console: shows progress and the table.
@@ -67,13 +111,12 @@ def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Co
     if _trained_already(config, resume, overwrite):
         say(f"{config.output_dir}: already trained with this configuration; --overwrite trains again")
     else:
-        train(config, say, console, Resume(latest=resume), overwrite=overwrite)
+        cut_off = _cut_off(config, resume, overwrite)
+        if cut_off:
+            say(f"{config.output_dir}: an unfinished run with this configuration, so it goes on")
+        train(config, say, console, Resume(latest=resume or cut_off), overwrite=overwrite)
     head(3, "evaluate on test, untuned beside tuned")
     found = evaluate(config.output_dir, [], "test", "logits", True, say, console)
-    run = config.output_dir
     say(f"\nreport: {found.page}")
     say(f"done in {time.perf_counter() - begun:.0f} s")
-    say("\nnext:")
-    say(f"  rectune score {run} --demo                      one prompt, base beside tuned")
-    say(f"  rectune compare {run}                           which answers changed, row by row")
-    say("  rectune run qwen3_movielens_qlora                     Qwen3-0.6B on MovieLens, for a 24 GB card")
+    _say_next(config.output_dir, say)

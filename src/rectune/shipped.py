@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from rectune.config import Config
 from rectune.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "configs"
+_WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path", type(None): "empty"}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def _shipped() -> dict[str, Path]:
@@ -15,14 +21,16 @@ def _shipped() -> dict[str, Path]:
 
 
 def find_config(path: Path) -> Path:
-    """A path as it is where it exists; else the shipped configuration of that name.
+    """A path as it is where it exists; else, for a bare name or configs/NAME.yaml, the shipped one of that name.
 
     Raises:
         ConfigError: neither is there.
     """
     if path.exists():
         return path
-    shipped = _shipped().get(path.stem)
+    # A path to somewhere else is meant as it stands: a typo in it must not start another run.
+    named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    shipped = _shipped().get(path.stem) if named else None
     if shipped is None:
         raise ConfigError(f"{path}: no such file, and no shipped configuration; there are {', '.join(_shipped())}")
     return shipped
@@ -37,8 +45,34 @@ def list_configs() -> str:
     return "\n".join(lines)
 
 
+def _choices(kind: Any) -> list[str]:
+    """What a type allows, in words."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value).lower() if isinstance(value, bool) else str(value) for value in get_args(kind)]
+    if get_origin(kind) in (Union, types.UnionType):
+        return [choice for part in get_args(kind) for choice in _choices(part)]
+    if get_origin(kind) is list:
+        return ["a list of whole numbers" if get_args(kind) == (int,) else "a list of texts"]
+    return [_WORDS[kind]]
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a key takes: its values, or its type with its bounds."""
+    bounds = [
+        f"{sign} {getattr(part, name)}"
+        for part in field.metadata
+        for name, sign in _BOUNDS.items()
+        if getattr(part, name, None) is not None
+    ]
+    first, *others = _choices(field.annotation)
+    return ", ".join([f"{first} ({', '.join(bounds)})" if bounds else first, *others])
+
+
 def describe_keys() -> str:
-    """Every key with its default and its meaning."""
+    """Every key with its default, its meaning and what it takes."""
     return "\n".join(
-        f"{name}: {field.default!s}\n    {field.description}" for name, field in Config.model_fields.items()
+        f"{name}: {field.default!s}\n    {field.description}\n    allowed: {_allowed(field)}"
+        for name, field in Config.model_fields.items()
     )

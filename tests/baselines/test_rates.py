@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rectune.baselines.rates import item_like_rate, user_like_rate
+from rectune.baselines.rates import item_like_rate
 from rectune.errors import DataError
-from rectune.measure.classification import probability, user_auc
+from rectune.measure.classification import probability
 
 TRAIN = pl.DataFrame(
     {"user_id": ["a", "a", "b", "b"], "item_id": ["x", "y", "x", "y"], "label": [1, 0, 1, 1]},
@@ -17,16 +17,6 @@ def test_an_items_rate_is_the_one_worked_out_by_hand_in_the_order_of_the_events(
     # The mean is 3/4; y is liked 1 of 2, x 2 of 2.
     rate = probability(item_like_rate(TRAIN, EVENTS, strength=4.0))
     np.testing.assert_allclose(rate, [(1 + 3) / 6, 3 / 4, (2 + 3) / 6])
-
-
-def test_a_users_rate_is_the_one_worked_out_by_hand():
-    rate = probability(user_like_rate(TRAIN, EVENTS, strength=4.0))
-    np.testing.assert_allclose(rate, [(2 + 3) / 6, (1 + 3) / 6, 3 / 4])
-
-
-def test_a_users_rate_cannot_rank_within_the_user():
-    events = pl.DataFrame({"user_id": ["a", "a", "b", "b"], "item_id": ["x", "y", "x", "y"]})
-    assert user_auc(events["user_id"].to_list(), np.array([0, 1, 1, 0]), user_like_rate(TRAIN, events)) == (0.5, 2)
 
 
 def test_the_labels_of_the_scored_events_are_never_read():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rectune.config import Config
 from rectune.errors import ModelError
-from rectune.model.lora import ADAPTER_FILE, attach_adapter, check_effect, load_adapter, parameter_line
+from rectune.model.lora import ADAPTER_FILE, attach_adapter, check_effect, load_adapter, parameter_line, seal_adapter
 
 Make = Callable[..., Config]
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -99,6 +99,43 @@ def test_a_saved_adapter_comes_back_bit_by_bit(tiny_qwen3: Path, saved: Path) ->
     assert all(torch.equal(here[name], there[name]) for name in there)
     trainable = load_adapter(base(tiny_qwen3), saved, trainable=True)
     assert any(value.requires_grad for value in trainable.parameters())
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_the_base_model_are_not_trained(tiny_config: Make, tiny_qwen3: Path, bias: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(tiny_qwen3, attention_bias=True)  # as Qwen2 has them
+    model = AutoModelForCausalLM.from_config(settings).requires_grad_(False)
+    with pytest.raises(ModelError, match=f"lora_bias: got '{bias}', but this model's biases would be trained"):
+        attach_adapter(model, tiny_config(lora_bias=bias), str(tiny_qwen3), None)
+    adapted(tiny_qwen3, tiny_config(lora_bias=bias))  # without biases there is nothing to refuse
+
+
+def test_a_dora_adapter_comes_back(tiny_config: Make, tiny_qwen3: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_qwen3, tiny_config(use_dora=True))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                value.add_(0.1)
+    model.save_pretrained(tmp_path / "dora")
+    again = load_adapter(base(tiny_qwen3), tmp_path / "dora")
+    ids = torch.arange(12).reshape(1, 12)
+    with torch.inference_mode():
+        assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+        with again.disable_adapter():
+            assert torch.equal(again(ids).logits, base(tiny_qwen3)(ids).logits)
+
+
+def test_a_file_whose_tail_was_overwritten_with_zeros_is_refused_where_its_seal_lies(
+    tiny_qwen3: Path, saved: Path
+) -> None:
+    seal_adapter(saved)
+    load_adapter(base(tiny_qwen3), saved)
+    content = (saved / ADAPTER_FILE).read_bytes()
+    (saved / ADAPTER_FILE).write_bytes(content[:-64] + bytes(64))
+    with pytest.raises(ModelError, match="damaged"):
+        load_adapter(base(tiny_qwen3), saved)
 
 
 def test_an_adapter_of_zeros_is_refused(tiny_config: Make, tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -168,6 +168,9 @@ def test_no_training_events_are_one_line(tiny_config: Make, characters: bool) ->
         run(tiny_config(history_len=24), characters=characters, examples=1)
 
 
-def test_a_cutoff_too_small_for_the_answer_names_what_is_needed(tiny_config: Make) -> None:
-    with pytest.raises(DataError, match=r"set cutoff_len=\d+ or more"):
-        run(tiny_config(cutoff_len=8), examples=1)
+def test_a_cutoff_too_small_for_the_answer_is_named_and_the_lengths_are_measured_all_the_same(
+    tiny_config: Make,
+) -> None:
+    shown, _ = run(tiny_config(cutoff_len=8), examples=1, packed=False)
+    assert re.search(r"set cutoff_len=\d+ or more", shown.replace("\n", " "))
+    assert "suggested cutoff_len" in shown.replace("\n", " ")

@@ -1,5 +1,6 @@
 import json
 
+import polars as pl
 import pytest
 
 from rectune.errors import DataError
@@ -84,3 +85,26 @@ def test_a_tiny_run_of_one_user_and_one_class_still_makes_a_page(make, tmp_path)
     report = write_report(tmp_path, frames, [], {}, bootstrap_draws=10)
     assert "cannot be compared" in report["verdict"]
     assert report["models"]["tuned"]["intervals"] == {}
+
+
+def test_a_validation_report_leaves_the_tests_figures_as_they_were(models, tmp_path):
+    write_report(tmp_path, models, LOG, HOW, bootstrap_draws=20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    report = write_report(tmp_path, models, LOG, HOW, 0.4, bootstrap_draws=20, out_name="report_validation")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert json.loads((tmp_path / "metrics_validation.json").read_text(encoding="utf-8")) == report
+
+
+def test_generated_answers_are_measured_by_what_they_say(make, tmp_path):
+    frame = make([2.0, 2.0, -2.0, -2.0], [1, 1, 0, 0], list("aabb"))
+    answered = frame.with_columns(generated_label=pl.Series([1, None, 1, 0], dtype=pl.Int64))
+    report = write_report(tmp_path, {"untuned": frame, "tuned": answered}, [], {}, bootstrap_draws=5)
+    assert "generated" not in report["models"]["untuned"]
+    assert report["models"]["tuned"]["metrics"]["accuracy"] == 1.0
+    assert report["models"]["tuned"]["generated"] == {
+        "accuracy": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+        "f1": 0.5,
+        "without_label": 0.25,
+    }

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rectune.errors import ResourceError
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.generate import MAX_NEW_TOKENS, agreement, extract_label, generate_answers
@@ -115,3 +116,14 @@ def test_generation_does_not_depend_on_the_batch(opened: Any, trees: Trees) -> N
     assert generate_answers(opened.model, few, tokenizer, words, 6) == generate_answers(
         opened.model, few, tokenizer, words, 1
     )
+
+
+def test_too_little_memory_for_answers_says_which_batch_size_to_try(
+    opened: Any, trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(opened.model, "generate", full)
+    with pytest.raises(ResourceError, match=r"set per_device_eval_batch_size=4$"):
+        generate_answers(opened.model, trees, opened.loaded.tokenizer, opened.prompts.verbalizer, 8)

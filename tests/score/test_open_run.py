@@ -131,3 +131,36 @@ def test_a_tokenizer_that_reads_the_labels_otherwise_is_refused(copy: Path) -> N
     values["verbalizer"]["positive_id"] += 1
     (copy / FILE_NAME).write_text(json.dumps(values))
     assert "the label tokens differ" in refused(copy, [])
+
+
+def changed(folder: Path, **values: Any) -> Path:
+    file = folder / FILE_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+def test_the_base_is_loaded_at_the_revision_trained_on_unless_another_is_named(copy: Path) -> None:
+    changed(copy, base_revision="abc")
+    assert open_run(copy, [], silent).config.model_revision == "abc"
+    assert open_run(copy, ["model_revision=def"], silent).config.model_revision == "def"
+    changed(copy, base_model="another/model")
+    assert open_run(copy, [], silent).config.model_revision is None
+
+
+def test_another_precision_than_the_trainings_is_said(copy: Path) -> None:
+    said: list[str] = []
+    open_run(copy, [], said.append)
+    assert not any("trained in" in line for line in said)
+    open_run(changed(copy, dtype="bfloat16"), [], said.append)
+    assert "precision: trained in bfloat16, scored in float32: scores move a little" in said
+
+
+def test_another_quantisation_than_the_trainings_is_refused(copy: Path) -> None:
+    assert "quantization_bit: the base model would be loaded 8-bit, but" in refused(copy, ["quantization_bit=8"])
+    changed(copy, quantization="4-bit")
+    assert "loaded unquantised, but the adapter was trained on it 4-bit" in refused(copy, ["use_qlora=false"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 2.0), ("prior", -0.5)])
+def test_a_correction_that_cannot_be_applied_is_refused(copy: Path, key: str, value: float) -> None:
+    assert f"{key} is {value}, and this version cannot apply it" in refused(changed(copy, **{key: value}), [])

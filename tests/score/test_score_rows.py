@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rectune.errors import ConfigError, ModelError
 from rectune.prompt.encode import encode
+from rectune.prompt.pointwise import PointwisePrompts
 from rectune.score import score as stage
 from rectune.score.score import TUNED, UNTUNED, score_rows, split_rows, write_predictions
 from rectune.score.scorer import score_trees
@@ -125,6 +126,18 @@ def test_the_table_says_who_what_and_how(opened: Any, data: Any, rows: np.ndarra
     )
     shown = [titles[item] for item in first["item_id"].to_list()][-15:]
     assert table["history_titles"][0].to_list() == shown[-len(table["history_titles"][0]) :]
+
+
+def test_titles_that_a_cut_prompt_left_out_are_not_listed(opened: Any, data: Any, rows: np.ndarray) -> None:
+    whole = encode(opened.config, data.events, data.catalog, data.content_hash, opened.prompts, rows, silent)
+    config = opened.config.with_overrides(cutoff_len=int(whole.lengths.max()) - 30)
+    cut = replace(opened, config=config, prompts=PointwisePrompts(config, opened.prompts.pieces))
+    table = score_rows(cut, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]
+    all_titles = score_rows(opened, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]["history_titles"].to_list()
+    trees = encode(config, data.events, data.catalog, data.content_hash, cut.prompts, rows, silent)
+    assert trees.dropped.any()
+    expected = [titles[gone:] for titles, gone in zip(all_titles, trees.dropped.tolist(), strict=True)]
+    assert table["history_titles"].to_list() == expected
 
 
 def test_scores_of_rows_are_scores_of_their_trees(opened: Any, data: Any, rows: np.ndarray) -> None:

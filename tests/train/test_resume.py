@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rectune.config import Config
+from rectune.config import Config, load_config
 from rectune.errors import ConfigError, ModelError
 from rectune.model.lora import ADAPTER_FILE
+from rectune.pipeline import _changed_keys
+from rectune.train.checkpoints import mark_complete
 from rectune.train.start import Resume
 
 Run = Callable[..., tuple[Path, list[str]]]
@@ -294,7 +296,7 @@ def test_a_resumed_run_that_finds_nothing_better_publishes_the_best_adapter_of_b
     assert json.loads((folder / "best" / "step.json").read_text())["step"] == 4
 
 
-def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run) -> None:
+def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run, make: Callable[..., Config]) -> None:
     keys: dict[str, Any] = {
         "max_steps": -1,
         "num_train_epochs": 1.0,
@@ -309,6 +311,26 @@ def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run) -> None:
     assert again == folder
     assert steps(folder, "loss") == list(range(1, 9))
     assert logged(folder)[-1]["epoch"] == 2.0
+    assert load_config(folder).num_train_epochs == 2.0
+    assert _changed_keys(make(**keys), folder) == []
+
+    # Cut off after step 6, the run knows without being told again that two epochs were asked for.
+    shutil.rmtree(folder / "checkpoint-8")
+    _, lines = run(Resume(latest=True), **keys)
+    assert any("last completed step: 6" in line for line in lines)
+    assert not any("num_train_epochs" in line for line in lines)
+    assert steps(folder, "loss") == list(range(1, 9))
+
+
+def test_resuming_over_changed_data_is_refused_with_both_hashes(run: Run, finished: Path) -> None:
+    file = finished / "checkpoint-4" / "rectune.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"data_hash": "0123456789abcdef"}))
+    mark_complete(finished / "checkpoint-4")
+    before = contents(finished)
+    with pytest.raises(ConfigError, match=f"content is {values['data_hash'][:12]} now, .* trained on 0123456789ab;"):
+        run(Resume(checkpoint=finished / "checkpoint-4"))
+    assert contents(finished) == before
 
 
 def test_extra_epochs_beside_max_steps_are_refused(run: Run) -> None:

@@ -25,6 +25,9 @@ def losses(values: list[float]) -> list[dict[str, Any]]:
 def test_the_best_is_the_highest_auc_or_the_lowest_loss_and_the_earliest_wins_a_tie() -> None:
     assert best_evaluation(evaluations("auc", [0.6, 0.7, 0.7]), "auc") == (20, 0.7)
     assert best_evaluation(evaluations("loss", [0.6, 0.5, 0.5]), "loss") == (20, 0.5)
+    assert best_evaluation(evaluations("brier", [0.3, 0.2]), "brier") == (20, 0.2)
+    assert best_evaluation(evaluations("ece", [0.1, 0.2]), "ece") == (10, 0.1)
+    assert best_evaluation(evaluations("pr_auc", [0.1, 0.2]), "pr_auc") == (20, 0.2)
     assert best_evaluation(losses([1.0]), "auc") is None
 
 
@@ -63,6 +66,19 @@ def test_a_history_that_has_stopped_once_stops_again() -> None:
     assert rule.reason_to_stop([]) is None
 
 
+@pytest.mark.parametrize(("strategy", "evaluates"), [("steps", True), ("epoch", True), ("no", False)])
+def test_the_last_step_is_evaluated_and_saved_and_not_evaluated_twice(strategy: str, evaluates: bool) -> None:
+    rule = BestAndStop("auc", 2, 0, 0.0, lambda step, value: "", print)
+    args, control = SimpleNamespace(eval_strategy=strategy), SimpleNamespace(should_evaluate=False, should_save=False)
+    rule.on_step_end(args, SimpleNamespace(global_step=8, max_steps=9), control)
+    assert not control.should_evaluate and not control.should_save
+    rule.on_step_end(args, SimpleNamespace(global_step=9, max_steps=9), control)
+    assert control.should_evaluate is evaluates and control.should_save
+    control.should_evaluate = True
+    rule.on_epoch_end(args, SimpleNamespace(global_step=9, log_history=[{"step": 9, "eval_loss": 1.0}]), control)
+    assert not control.should_evaluate
+
+
 def test_a_signal_asks_for_a_checkpoint_and_a_second_one_stops_at_once() -> None:
     lines: list[str] = []
     control = SimpleNamespace(should_save=False, should_log=False, should_training_stop=False)
@@ -71,6 +87,7 @@ def test_a_signal_asks_for_a_checkpoint_and_a_second_one_stops_at_once() -> None
         signals.on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
         assert not control.should_training_stop
         os.kill(os.getpid(), signal.SIGTERM)
+        assert lines == []  # nothing is printed inside the handler
         signals.on_step_end(None, SimpleNamespace(global_step=2, max_steps=9), control)
         assert control.should_save and control.should_log and control.should_training_stop
         with pytest.raises(KeyboardInterrupt):

@@ -150,6 +150,7 @@ def test_training_goes_on_from_an_earlier_adapter(run: Run, tmp_path: Path) -> N
         **SHORT, output_dir=str(tmp_path / "second"), adapter_name_or_path=str(first), eval_strategy="no"
     )
     assert f"adapter: going on from {first}" in lines
+    assert any(line.startswith("adapter: rank 16, alpha 64") and "not used" in line for line in lines)
     losses = [[log["loss"] for log in history(folder) if "loss" in log] for folder in (first, second)]
     assert losses[1][0] < losses[0][0]
     assert adapter(second) != adapter(first)
@@ -167,11 +168,48 @@ def test_a_missing_or_damaged_earlier_adapter_is_one_line(damage: str, run: Run,
         run(**SHORT, output_dir=str(tmp_path / "second"), adapter_name_or_path=str(first))
 
 
-def test_a_few_answers_are_generated_at_the_end(run: Run) -> None:
-    folder, lines = run(**SHORT, gen_eval_samples=4)
+def generated(run: Path) -> list[str]:
+    """What stands before the row in each line of the generated answers."""
+    lines = (run / "logs" / "generations.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split(" row ")[0] for line in lines]
+
+
+def test_answers_are_generated_at_each_evaluation_and_change_nothing(run: Run, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1}
+    plain, _ = run(**keys, output_dir=str(tmp_path / "plain"))
+    folder, lines = run(**keys, gen_eval_samples=4)
     line = next(line for line in lines if line.startswith("generation: "))
     assert "of 4 greedy answers" in line
-    assert len((folder / "logs" / "generations.txt").read_text(encoding="utf-8").splitlines()) == 3
+    best = json.loads((folder / "best" / "step.json").read_text())["step"]
+    assert generated(folder) == ["step 2"] * 4 + ["step 4"] * 4 + [f"best, step {best}"] * 4
+    assert adapter(folder) == adapter(plain)
+    assert [log for log in history(folder) if "loss" in log] == [log for log in history(plain) if "loss" in log]
+
+    run(Resume(checkpoint=folder / "checkpoint-2"), **keys, gen_eval_samples=4)
+    assert generated(folder) == ["step 2"] * 4 + ["step 4"] * 4 + [f"best, step {best}"] * 4
+    assert adapter(folder) == adapter(plain)
+
+
+def test_an_earlier_runs_other_prompt_is_named_and_its_other_label_tokens_are_refused(run: Run, tmp_path: Path) -> None:
+    first, _ = run(**SHORT, output_dir=str(tmp_path / "first"))
+    keys = {**SHORT, "adapter_name_or_path": str(first), "output_dir": str(tmp_path / "second")}
+    _, lines = run(**keys, question="Well?")
+    assert "adapter: question was 'Yes or No?' in its earlier run and is now 'Well?'" in lines
+    with pytest.raises(ModelError, match="the label tokens differ"):
+        run(**{**keys, "output_dir": str(tmp_path / "third")}, positive_label="No", negative_label="Yes")
+
+
+def test_of_several_cards_one_is_used_and_said(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainingArguments
+
+    from rectune.train.train import _arguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 2)))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: self.__dict__.update(_n_gpu=2)))
+    lines: list[str] = []
+    arguments = _arguments(make(), 1.0, lines.append)
+    assert arguments.n_gpu == 1
+    assert lines == ["device: training on one of 2 cards"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_in_one_line(run: Run) -> None:
@@ -194,7 +232,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"bf16": True},
     {"use_rslora": True, "lora_target": "qv", "lora_layers": "upper_half"},
     {"lora_target": ["q_proj", "down_proj"], "lora_layers": [1]},
-    {"lora_target": "attention", "lora_bias": "all"},
+    {"lora_target": "attention", "use_dora": True},
     {"weight_decay": 0.1, "max_grad_norm": 0.0},
     {"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 1, "max_train_samples": 8},
     {"save_total_limit": None, "report_to": "none", "history_shows": "label"},

@@ -47,11 +47,3 @@ def item_like_rate(train: pl.DataFrame, events: pl.DataFrame, strength: float = 
         DataError: a missing column, or no training rows.
     """
     return _like_rate(train, events, "item_id", strength)
-
-
-def user_like_rate(train: pl.DataFrame, events: pl.DataFrame, strength: float = 5.0) -> npt.NDArray[np.float64]:
-    """Log-odds of a user's smoothed like-rate in the training events, [rows of events]; as `item_like_rate`.
-
-    It is one number per user, so its AUC within a user is 0.5: what it gains in AUC is user-level bias.
-    """
-    return _like_rate(train, events, "user_id", strength)

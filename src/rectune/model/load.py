@@ -124,7 +124,7 @@ def _quantization(config: Config, dtype: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ResourceError(
-            f"{bits}-bit loading needs bitsandbytes, which is not installed: pip install 'rectune[qlora]', "
+            f"{bits}-bit loading needs bitsandbytes, which is not installed: pip install bitsandbytes, "
             "or set use_qlora=false"
         ) from error
     from transformers import BitsAndBytesConfig

@@ -10,8 +10,11 @@ import torch
 
 from rectune.config import Config
 from rectune.errors import ModelError
+from rectune.files import hash_file, write_text
 
 ADAPTER_FILE = "adapter_model.safetensors"
+SEAL = "adapter.sha256"
+"""Holds the SHA-256 of the adapter beside it; folders that other tools wrote have none."""
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -63,7 +66,7 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
         revision: the base model's commit, recorded too.
 
     Raises:
-        ModelError: a target or a layer does not exist.
+        ModelError: a target or a layer does not exist, or biases of the base model would be trained.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -76,12 +79,23 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
         layers_to_transform=_layers(model, config),
         bias=config.lora_bias,
         use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         base_model_name_or_path=source,
         revision=revision,
     )
     adapted = get_peft_model(model, settings)
     settings.base_model_name_or_path = source
+    if any(value.requires_grad and "lora_" not in name for name, value in adapted.named_parameters()):
+        raise ModelError(
+            f"lora_bias: got {config.lora_bias!r}, but this model's biases would be trained, and then untuned could "
+            "not be compared: switching the adapter off leaves them; use none"
+        )
     return adapted
+
+
+def seal_adapter(folder: Path) -> None:
+    """Record the SHA-256 of a saved adapter beside it, so that `load_adapter` knows it again."""
+    write_text(folder / SEAL, hash_file(folder / ADAPTER_FILE) + "\n")
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
@@ -109,6 +123,9 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
             ups = [name for name in saved if "lora_B" in name]
             if ups and not any(bool(tensors.get_tensor(name).any()) for name in ups):
                 raise ModelError(f"{folder}: the adapter is all zeros, so it changes no answer; train it first")
+        # Values overwritten inside a file of the right length are still readable tensors.
+        if (folder / SEAL).is_file() and (folder / SEAL).read_text(encoding="utf-8").strip() != hash_file(file):
+            raise ValueError(f"its content is not that of {SEAL}")
     except (SafetensorError, ValueError, OSError) as error:
         raise ModelError(f"{file}: damaged ({error}); take an earlier checkpoint or train again") from error
     try:

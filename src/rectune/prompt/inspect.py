@@ -15,12 +15,9 @@ from rectune.files import write_json
 from rectune.model.load import load_tokenizer
 from rectune.prompt.dataset import open_dataset
 from rectune.prompt.encode import encode, sample_rows
-from rectune.prompt.lengths import character_lengths, report_lengths, show_examples
+from rectune.prompt.lengths import NO_CUT, character_lengths, report_lengths, show_examples
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
-
-_NO_CUT = 1 << 20
-"""A cutoff beyond every prompt: lengths are measured before anything is left out."""
 
 
 def _percentiles(text: str) -> list[float]:
@@ -64,7 +61,7 @@ def inspect(
         console: prints the report.
 
     Raises:
-        DataError: there are no training events, or an example does not fit `cutoff_len` even without history.
+        DataError: there are no training events.
     """
     shares = _percentiles(percentiles)
     data = open_dataset(config, say)
@@ -79,10 +76,10 @@ def inspect(
             show_examples(config, data, PointwisePrompts(config, pieces), examples, console)
         start = time.perf_counter()
         # Lengths are measured uncut; the cut itself is judged against cutoff_len afterwards.
-        uncut = config.with_overrides(cutoff_len=_NO_CUT)
+        uncut = config.with_overrides(cutoff_len=NO_CUT)
         trees = encode(uncut, data.events, data.catalog, data.content_hash, PointwisePrompts(uncut, pieces), rows, say)
         seconds = time.perf_counter() - start
-        lengths = trees.lengths + 2
+        lengths = trees.lengths + (0 if config.prompt_format == "classifier" else 2)
         found = report_lengths(lengths, "tokens", shares, config, packed, console)
         found["prompts_per_second"] = round(len(trees) / seconds)
         say(f"tokenised {len(trees):,} prompts in {seconds:.2f} s ({len(trees) / seconds:,.0f}/s)")

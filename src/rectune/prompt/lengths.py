@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.data.columns import LABEL, TRAIN
+from rectune.errors import DataError
 from rectune.prompt.dataset import Dataset
 from rectune.prompt.encode import EventHistories, sample_rows
 from rectune.prompt.packs import pack
@@ -19,6 +20,8 @@ from rectune.prompt.pointwise import PointwisePrompts
 from rectune.wording import history_line, texts_for, user_input
 
 RULE = "─" * 76
+NO_CUT = 1 << 20
+"""A cutoff beyond every prompt: lengths are measured before anything is left out."""
 _BINS = 16
 _WIDTH = 40
 
@@ -34,6 +37,7 @@ def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, coun
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    uncut = PointwisePrompts(config.with_overrides(cutoff_len=NO_CUT), prompts.pieces)
     # Spread over the users, since the first rows are all the first user's.
     for number, row in enumerate(rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist(), start=1):
         history, candidate = histories.history(row), histories.titles[row]
@@ -62,14 +66,20 @@ def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, coun
         end = tokenizer.decode([verbalizer.end_id])
         space = "" if prompts.frame is not None else " "
         classifies = config.prompt_format == "classifier"
+        before = uncut.build(history, candidate)
         say(prompts.text(history, candidate) + ("" if classifies else space + word + end))
-        built = prompts.build(history, candidate)
         answer = [] if classifies else [verbalizer.token(int(data.events[LABEL][row])), verbalizer.end_id]
-        ids = [*built.tokens, *answer]
+        ids = [*before.tokens, *answer]
         say(f"\n[STEP 4] Tokens: {len(ids)}\n  first 12: {ids[:12]}\n  last 12:  {ids[-12:]}")
         say(f"\n[STEP 5] Truncation at cutoff_len={config.cutoff_len}")
+        try:
+            built = prompts.build(history, candidate)
+        except DataError as error:
+            say(f"  {error}\n")
+            continue
+        ids = [*built.tokens, *answer]
         if built.dropped:
-            say(f"  the {built.dropped} oldest of {len(history)} events are left out, whole")
+            say(f"  the {built.dropped} oldest of {len(history)} events are left out, whole: {len(ids)} tokens remain")
         else:
             say(f"  nothing is left out ({len(ids)} <= {config.cutoff_len})")
         say("\n[STEP 6] Where the loss is taken")
@@ -183,8 +193,9 @@ def report_lengths(
             inside = sum(map(len, packs))
             fill = float(held.sum() / (len(packs) * capacity))
             found["packing"] = {"packs": len(packs), "prompts": inside, "lost": len(lengths) - inside, "fill": fill}
+            about = " (cut lengths estimated)" if found["truncated"] else ""
             say(
-                f"packing: {inside:,} prompts in {len(packs):,} packs of {capacity} tokens, {fill:.1%} full, "
+                f"packing{about}: {inside:,} prompts in {len(packs):,} packs of {capacity} tokens, {fill:.1%} full, "
                 f"{inside / len(packs):.2f} prompts a pack, {len(lengths) - inside} lost"
             )
     return found

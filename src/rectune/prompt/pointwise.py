@@ -182,8 +182,10 @@ class PointwisePrompts:
     def record(self, system: str, instruction: str, content: str) -> Prompt:
         """The prompt of an Alpaca record, whose history is text already and cannot be shortened.
 
+        It may be longer than `cutoff_len`; whoever asks the model says so.
+
         Raises:
-            DataError: the prompt does not fit `cutoff_len`.
+            DataError: the text holds what the tokenizer cannot read.
         """
         if self.frame is not None:
             lead = self._lead(instruction) + content
@@ -193,10 +195,6 @@ class PointwisePrompts:
         else:
             parts = [(self._opening(), True), (content, False), (self._ending(), True)]
             tokens = [*self._start_token(), *self.pieces.mixed(parts)]
-        if len(tokens) + 2 > self.cutoff_len:
-            raise DataError(
-                f"cutoff_len: got {self.cutoff_len}, but a record's prompt needs {len(tokens) + 2} tokens; raise it"
-            )
         return Prompt(tokens, 0)
 
     def _ending(self) -> str:
@@ -233,13 +231,13 @@ class PointwisePrompts:
         Raises:
             ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
         """
-        whole = self.text(history, candidate)
+        built = self.build(history, candidate)
+        whole = self.text(history[built.dropped :], candidate)
         content = [*(event.title for event in history), candidate]
         if any(marker in title for marker in self.pieces.special_ids for title in content):
             return  # the whole string would turn the title's marker into a special token; the pieces must not
         expected = [*self._start_token(), *self.pieces.tokenizer(whole, add_special_tokens=False).input_ids]
-        built = self.build(history, candidate)
-        if built.dropped == 0 and built.tokens != expected:
+        if built.tokens != expected:
             raise ModelError(
                 f"the tokenizer {type(self.pieces.tokenizer).__name__} joins text across the items of a prompt, which "
                 "rectune does not support; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"

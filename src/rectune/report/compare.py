@@ -19,6 +19,7 @@ from rectune.errors import DataError
 from rectune.files import atomic_path, write_json
 from rectune.measure.bootstrap import METRICS, bootstrap_intervals, paired_bootstrap
 from rectune.measure.classification import classification_metrics, confusion, predict
+from rectune.score.generate import generated_metrics
 
 COLUMNS = ("row_id", "user_id", "item_id", "label", "log_odds", "score", "candidate_title", "history_titles")
 
@@ -127,15 +128,21 @@ def disagreements(base: pl.DataFrame, tuned: pl.DataFrame, n: int = 10, threshol
 
 
 def measure(predictions: pl.DataFrame, threshold: float, draws: int, level: float, seed: int) -> dict[str, Any]:
-    """One model's metrics, intervals ([low, high] per metric) and confusion counts, ready for JSON."""
+    """One model's metrics, intervals ([low, high] per metric) and confusion counts, ready for JSON.
+
+    The metrics are of the log-odds; where answers were generated too, `generated` has those of their labels.
+    """
     labels, odds = predictions["label"].to_numpy(), predictions["log_odds"].to_numpy()
     users = predictions["user_id"].to_numpy()
     intervals = bootstrap_intervals(labels, odds, users, METRICS, draws, level, seed, threshold)
-    return {
+    found: dict[str, Any] = {
         "metrics": classification_metrics(labels, odds, users, threshold),
         "intervals": {metric: list(interval) for metric, interval in intervals.items()},
         "confusion": confusion(labels, predict(odds, threshold))._asdict(),
     }
+    if "generated_label" in predictions.columns:
+        found["generated"] = generated_metrics(labels.tolist(), predictions["generated_label"].to_list())
+    return found
 
 
 def measure_difference(

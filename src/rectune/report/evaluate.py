@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +14,21 @@ import polars as pl
 from rich.console import Console
 
 from rectune.baselines.rates import item_like_rate
-from rectune.data.columns import LABEL, SPLIT, TRAIN, VALIDATION
+from rectune.data.columns import LABEL, SPLIT, TEST, TRAIN, VALIDATION
+from rectune.errors import DataError
 from rectune.files import write_json
 from rectune.measure.classification import classification_metrics, probability
 from rectune.prompt.dataset import Dataset
 from rectune.report.compare import write_comparison
 from rectune.report.report import estimates, write_report
 from rectune.report.verdict import summary_table
-from rectune.score.generate import agreement
+from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
+from rectune.train.start import HISTORY
+from rectune.train.train import VALIDATION_PREDICTIONS
 
 BASELINE = "item like-rate"
-VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-HISTORY = "log_history.json"
 
 Say = Callable[[str], None]
 
@@ -48,7 +50,19 @@ def _with_baseline(data: Dataset, rows: np.ndarray[Any, Any], table: pl.DataFram
     )
 
 
-def _how_made(run: OpenRun, data: Dataset, split: str) -> dict[str, str]:
+def _command(folder: Path, overrides: list[str], split: str, mode: str, untuned: bool) -> str:
+    """The command that makes this report again.
+
+    >>> _command(Path("out"), ["seed=1"], "validation", "generate", False)
+    'rectune evaluate out seed=1 --split validation --mode generate --no-base'
+    """
+    words = ["rectune", "evaluate", str(folder), *overrides]
+    words += [] if split == TEST else ["--split", split]
+    words += [] if mode == "logits" else ["--mode", mode]
+    return shlex.join(words if untuned else [*words, "--no-base"])
+
+
+def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str, str]:
     """What a reader needs to make the figures again."""
     config = run.config
     history = f"{config.history_len} events of history, prompts of at most {config.cutoff_len} tokens"
@@ -58,19 +72,30 @@ def _how_made(run: OpenRun, data: Dataset, split: str) -> dict[str, str]:
         "dataset hash": data.content_hash,
         "adapter hash": run.adapter_hash,
         "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
-        "leak": str(data.meta.get("leak_note", "")),
+        "leak": str(data.meta.get("leak", {}).get("note", "")),
         "baseline": f"{BASELINE}: smoothed share of likes of the item among training events only",
         "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
-        "command": f"rectune evaluate {run.folder}",
+        "command": command,
     }
 
 
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
 def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None:
-    """Say by how much validation scores differ from those that training saw for the best adapter."""
+    """Say by how much validation scores differ from those that training saw for the best adapter.
+
+    Raises:
+        DataError: the scores kept by training are damaged.
+    """
     file = run.folder / VALIDATION_PREDICTIONS
     if not file.is_file():
         return
-    then = pl.read_parquet(file)
+    try:
+        then = pl.read_parquet(file, columns=["row_id", "log_odds"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{file}: damaged ({_short(error)}); copy it from best/ in the run, or remove it") from error
     if not then["row_id"].equals(table["row_id"]):
         say("check: these are not the validation rows of training, so their scores are not compared")
         return
@@ -79,10 +104,21 @@ def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None
 
 
 def _log_history(folder: Path) -> list[dict[str, Any]]:
+    """What training logged, for the curves; nothing where it left none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     for place in (folder / HISTORY, folder / "trainer_state.json"):
         if place.is_file():
-            found = json.loads(place.read_text(encoding="utf-8"))
-            return list(found["log_history"] if isinstance(found, dict) else found)
+            try:
+                found = json.loads(place.read_text(encoding="utf-8"))
+                entries = found["log_history"] if isinstance(found, dict) else found
+                if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                    raise ValueError("no list of log entries")
+            except (OSError, ValueError, KeyError) as error:
+                raise DataError(f"{place}: damaged ({_short(error)}); remove it to leave out the curves") from error
+            return entries
     return []
 
 
@@ -91,7 +127,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a split with the tuned model (and the untuned one), measure them beside the baseline, write the report.
 
-    Writes `predictions_SPLIT.parquet`, `metrics_SPLIT.json` and `report.html` (`report_validation.html`) into the run.
+    Writes `predictions_SPLIT_MODEL.parquet`, `metrics.json` and `report.html` into the run; for validation
+    `metrics_validation.json` and `report_validation.html`, so that the test's figures stay.
 
     Args:
         folder: a run folder.
@@ -103,6 +140,7 @@ def evaluate(
         console: shows progress and the table.
     """
     run = open_run(folder, overrides, say)
+    history = _log_history(run.folder)
     data = open_data(run, say)
     rows = split_rows(run, data, split)
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
@@ -113,12 +151,15 @@ def evaluate(
         for which, table in found.items():
             same = agreement(table["generated"].to_list(), table["log_odds"].to_numpy(), run.prompts.verbalizer)
             say(f"generation, {which}: {same:.2%} of the answers name the label with the higher logit")
+            given = generated_metrics(table[LABEL].to_list(), table["generated_label"].to_list())
+            say(generated_line(which, given))
     for which, table in found.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
     tables = {**found, BASELINE: _with_baseline(data, rows, found[TUNED])}
     name = "report" if split != VALIDATION else "report_validation"
     report = write_report(
-        run.folder, tables, _log_history(run.folder), _how_made(run, data, split), run.settings.threshold,
+        run.folder, tables, history,
+        _how_made(run, data, split, _command(folder, overrides, split, mode, untuned)), run.settings.threshold,
         out_name=name, title=f"rectune: {data.meta['name']}, {split}",
     )  # fmt: skip
     console.print(summary_table(estimates(report)))
@@ -148,8 +189,10 @@ def compare(folder: Path, overrides: list[str], split: str, output: Path | None,
 
 
 def write_metrics(table: pl.DataFrame, path: Path, threshold: float) -> dict[str, Any]:
-    """Metrics of labelled predictions as JSON."""
-    users = table["user_id"].to_list() if "user_id" in table.columns else ["all"] * len(table)
-    metrics = classification_metrics(table[LABEL].to_numpy(), table["log_odds"].to_numpy(), users, threshold=threshold)
+    """Metrics of labelled predictions as JSON, with those of the generated answers where there are any."""
+    labels, users = table[LABEL].to_numpy(), table["user_id"].to_list()
+    metrics: dict[str, Any] = {**classification_metrics(labels, table["log_odds"].to_numpy(), users, threshold)}
+    if "generated_label" in table.columns:
+        metrics["generated"] = generated_metrics(labels.tolist(), table["generated_label"].to_list())
     write_json(path, metrics)
     return metrics

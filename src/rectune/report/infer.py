@@ -19,7 +19,7 @@ from rectune.measure.classification import probability
 from rectune.prompt.pointwise import Event, Prompt
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
-from rectune.score.generate import extract_label, generate_answers
+from rectune.score.generate import extract_label, generate_answers, generated_line
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
 from rectune.score.scorer import score_trees
@@ -103,7 +103,8 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
     """The prompt of one record: `history_titles` and `candidate_title`, or Alpaca's instruction and input.
 
     Raises:
-        DataError: the record has neither form, or its label is not one of the two words.
+        DataError: the record has neither form, its label is not one of the two words, a rating that the prompt shows
+            is missing, or the record brings a system text or instruction other than the run's.
     """
     if "candidate_title" in record:
         # The texts are there where a prompt says something else of an item than its title (`item_text`).
@@ -118,6 +119,11 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             ratings = _checked(record, "history_ratings", (int, float, type(None)), True, where)
         if len(ratings) != len(titles):
             raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
+        if run.prompts.shows != "nothing" and None in ratings:
+            raise DataError(
+                f"{where}: history_ratings: {ratings.count(None)} of {len(titles)} are missing, but this run's prompts "
+                f"show each title with its {run.prompts.shows}; give a rating for every title"
+            )
         threshold = run.config.rating_threshold
         history = [
             Event(one_line(title), rating, int(rating is not None and rating >= threshold))
@@ -130,9 +136,13 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
         for key in ("system", "instruction", "input"):
             if key in record:
                 _checked(record, key, (str,), False, where)
-        prompt = run.prompts.record(
-            record.get("system", texts.system), record.get("instruction", texts.instruction), record["input"]
-        )
+        for key, own in (("system", texts.system), ("instruction", texts.instruction)):
+            if record.get(key, own).strip() != own:
+                raise DataError(
+                    f"{where}: {key} is {record[key][:60]!r}, but the run was trained with {own[:60]!r}; "
+                    f"leave {key} out of the record, or give a file of the run's own dataset"
+                )
+        prompt = run.prompts.record(texts.system, texts.instruction, record["input"])
         return Question(prompt, _label(run, record.get("output"), where), record)
     raise DataError(f"{where}: neither candidate_title nor input; found {', '.join(record) or 'nothing'}")
 
@@ -165,7 +175,9 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
     if texts is not None:
         labels = [extract_label(text, verbalizer) for text in texts]
     words = [None if label is None else verbalizer.word(label) for label in labels]
-    frame = pl.DataFrame({"log_odds": log_odds, "score": score, "prediction": words})
+    frame = pl.DataFrame(
+        {"log_odds": log_odds, "score": score, "prediction": words}, schema_overrides={"prediction": pl.String}
+    )
     return frame if texts is None else frame.with_columns(generated=pl.Series(texts))
 
 
@@ -178,19 +190,58 @@ def infer_demo(run: OpenRun, say: Say) -> None:
         say(f"{which:>8}: P({run.prompts.verbalizer.positive}) = {row['score']:.3f}   says {row['generated']!r}")
 
 
+def _check_lengths(run: OpenRun, questions: list[Question], file: Path, say: Say) -> None:
+    """Say how many records are longer than any prompt of the training: their history is text and cannot be cut.
+
+    Raises:
+        DataError: a record is longer than the model can read at all.
+    """
+    sizes = [len(question.prompt.tokens) + 2 for question in questions]
+    most = getattr(run.model.config, "max_position_embeddings", None)
+    if most is not None and max(sizes) > most:
+        number = next(number for number, size in enumerate(sizes, start=1) if size > most)
+        raise DataError(
+            f"{file}, record {number}: its prompt needs {sizes[number - 1]:,} tokens, but the model reads at most "
+            f"{most:,}; shorten its input"
+        )
+    longer = sum(size > run.config.cutoff_len for size in sizes)
+    if longer:
+        say(
+            f"lengths: {longer:,} of {len(sizes):,} records are longer than the cutoff_len={run.config.cutoff_len} of "
+            "the training; they are asked whole"
+        )
+
+
+def _labelled(run: OpenRun, questions: list[Question], table: pl.DataFrame) -> pl.DataFrame:
+    """The predictions of the records with a label, ready for `write_metrics`.
+
+    A record without user_id is a user of its own: AUC within users has no meaning for it.
+    """
+    users = [str(item.record.get("user_id", f"record {number}")) for number, item in enumerate(questions, start=1)]
+    table = table.with_columns(
+        pl.Series(LABEL, [item.label for item in questions], dtype=pl.Int64), pl.Series("user_id", users)
+    )
+    if "generated" in table.columns:
+        labels = [extract_label(text, run.prompts.verbalizer) for text in table["generated"].to_list()]
+        table = table.with_columns(generated_label=pl.Series(labels, dtype=pl.Int64))
+    return table.filter(pl.col(LABEL).is_not_null())
+
+
 def infer_file(
     run: OpenRun, file: Path, output: Path, limit: int | None, compare_base: bool, mode: str, say: Say
 ) -> None:
     """Answer every record of a file.
 
     Writes `lora_predictions.jsonl` (and `base_predictions.jsonl`), each record with its score, and
-    `metrics_summary.json` where the records carry labels.
+    `metrics_summary.json` on the records that carry a label.
 
     Raises:
         DataError: see `read_records` and `question`.
     """
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
+    _check_lengths(run, asked, file, say)
+    unlabelled = sum(item.label is None for item in asked)
     names = {TUNED: "lora"} | ({UNTUNED: "base"} if compare_base else {})
     summary: dict[str, Any] = {}
     for which, name in names.items():
@@ -201,13 +252,16 @@ def infer_file(
         ]
         write_text(output / f"{name}_predictions.jsonl", "\n".join(lines) + "\n")
         say(f"written: {output / f'{name}_predictions.jsonl'} ({len(table):,} predictions)")
-        if all(item.label is not None for item in asked):
-            users = [str(item.record.get("user_id", "all")) for item in asked]
-            labelled = table.with_columns(pl.Series(LABEL, [item.label for item in asked]), pl.Series("user_id", users))
+        if unlabelled < len(asked):
+            labelled = _labelled(run, asked, table)
             summary[name] = write_metrics(labelled, output / f"{name}_metrics.json", run.settings.threshold)
+    if unlabelled:
+        say(f"labels: {unlabelled:,} of {len(asked):,} records have none and are left out of the metrics")
     if summary:
         write_json(output / "metrics_summary.json", summary)
         for name, metrics in summary.items():
             known = [key for key in ("auc", "uauc", "accuracy", "f1") if metrics[key] is not None]
             shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in known)
-            say(f"{name}: {shown}  ({len(asked):,} rows)")
+            say(f"{name}: {shown}  ({metrics['n']:,} rows)")
+            if "generated" in metrics:
+                say(generated_line(name, metrics["generated"]))

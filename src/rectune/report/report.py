@@ -15,9 +15,8 @@ from rectune.report import figures
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
 from rectune.report.page import PageContent, PageFigure, render_page
 from rectune.report.verdict import METRIC_NAMES, Estimate, verdict
+from rectune.score.score import TUNED, UNTUNED
 
-TUNED, UNTUNED = "tuned", "untuned"
-"""Names of the two models; every other name is a baseline."""
 PROTOCOL = "online: each test event is scored given everything strictly earlier"
 
 _PAGE_METRICS = ("auc", "uauc", "pr_auc", "accuracy", "f1", "loss", "brier", "ece")
@@ -102,6 +101,16 @@ def _figures(
     }
 
 
+def metrics_name(out_name: str) -> str:
+    """The file of figures beside a page, so that one split's report never overwrites another's.
+
+    >>> metrics_name("report"), metrics_name("report_validation"), metrics_name("some")
+    ('metrics.json', 'metrics_validation.json', 'metrics_some.json')
+    """
+    rest = out_name.removeprefix("report").removeprefix("_")
+    return f"metrics_{rest}.json" if rest else "metrics.json"
+
+
 def write_report(
     run_dir: Path,
     predictions: dict[str, pl.DataFrame],
@@ -116,7 +125,7 @@ def write_report(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure the models and write `metrics.json` and `{out_name}.html` into `run_dir`.
+    """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
     Args:
         run_dir: the run folder; made when missing.
@@ -127,7 +136,7 @@ def write_report(
         how_made: what → how, shown in order.
         threshold: scores at least this high are predicted positive.
         bootstrap_draws: draws of users behind every interval.
-        out_name: name of the page without ending.
+        out_name: name of the page without ending; `report` goes with `metrics.json`, others see `metrics_name`.
         title: heading of the page.
         protocol: what a row's score may have seen, said beside the numbers.
         level: of the intervals.
@@ -135,8 +144,9 @@ def write_report(
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),
-        models (name → metrics, intervals, confusion), paired_differences ("tuned - name" → metric → difference, low,
-        high, p_value), counts (improvements and so on; None without both models) and how_made.
+        models (name → metrics, intervals, confusion, and generated where answers were), paired_differences
+        ("tuned - name" → metric → difference, low, high, p_value), counts (improvements and so on; None without both
+        models) and how_made.
 
     Raises:
         DataError: a frame without rows or columns, or frames whose rows differ.
@@ -196,6 +206,6 @@ def write_report(
         )
     )
     with ExitStack() as stack:
-        write_json(stack.enter_context(atomic_path(run_dir / "metrics.json")), report)
+        write_json(stack.enter_context(atomic_path(run_dir / metrics_name(out_name))), report)
         write_text(stack.enter_context(atomic_path(run_dir / f"{out_name}.html")), page)
     return report

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from rectune.errors import ResourceError
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import Progress, scoring_batches
@@ -49,6 +51,9 @@ def generate_answers(
 
     Returns:
         The generated texts, in the order of the trees.
+
+    Raises:
+        ResourceError: a batch does not fit the device's memory.
     """
     device = next(model.parameters()).device
     texts = [""] * len(trees)
@@ -79,6 +84,11 @@ def generate_answers(
                 texts[tree] = tokenizer.decode(ids, skip_special_tokens=True).strip()
             if progress is not None:
                 progress(len(input_ids))
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"answering {batch_size} prompts of {int(trees.lengths.max())} tokens at once does not fit this device; "
+            f"set per_device_eval_batch_size={max(1, batch_size // 2)}"
+        ) from error
     finally:
         model.train(was_training)
     return texts
@@ -88,3 +98,30 @@ def agreement(texts: list[str], log_odds: np.ndarray[Any, np.dtype[np.float64]],
     """Share of prompts whose generated label is the one with the higher logit; no label counts as disagreement."""
     labels = [extract_label(text, verbalizer) for text in texts]
     return float(np.mean([label == int(odds > 0) for label, odds in zip(labels, log_odds, strict=True)]))
+
+
+def generated_metrics(labels: Sequence[int], answers: Sequence[int | None]) -> dict[str, float]:
+    """Metrics of the labels that generated answers give; an answer without a label is neither right nor a yes.
+
+    >>> generated_metrics([1, 1, 0, 0], [1, None, 1, None])
+    {'accuracy': 0.25, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'without_label': 0.5}
+    """
+    pairs = list(zip(labels, answers, strict=True))
+    hits, said, liked = pairs.count((1, 1)), list(answers).count(1), list(labels).count(1)
+    return {
+        "accuracy": sum(label == answer for label, answer in pairs) / max(len(pairs), 1),
+        "precision": hits / max(said, 1),
+        "recall": hits / max(liked, 1),
+        "f1": 2 * hits / max(said + liked, 1),
+        "without_label": list(answers).count(None) / max(len(pairs), 1),
+    }
+
+
+def generated_line(name: str, found: dict[str, float]) -> str:
+    """These metrics for a person.
+
+    >>> generated_line("tuned", generated_metrics([1, 0], [1, None]))
+    'generated, tuned: accuracy 0.500  precision 1.000  recall 1.000  f1 1.000  (50.0% of the answers without a label)'
+    """
+    shown = "  ".join(f"{key} {found[key]:.3f}" for key in ("accuracy", "precision", "recall", "f1"))
+    return f"generated, {name}: {shown}  ({found['without_label']:.1%} of the answers without a label)"

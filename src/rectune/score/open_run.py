@@ -14,7 +14,7 @@ from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
-from rectune.score.settings import AdapterSettings, load_settings, prompt_of
+from rectune.score.settings import AdapterSettings, load_settings, prompt_of, quantization_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,20 @@ def _check_overrides(given: Config, overrides: list[str], settings: AdapterSetti
                 f"{key}: got {asked[key]!r}, but the adapter was trained with {settings.prompt[key]!r}, and a tuned "
                 "model is only asked as it was trained; leave this key out, or train again with it"
             )
+        now = quantization_of(given)
+        if key in ("use_qlora", "quantization_bit") and now != settings.quantization:
+            raise ModelError(
+                f"{key}: the base model would be loaded {now or 'unquantised'}, but the adapter was trained on it "
+                f"{settings.quantization or 'unquantised'}; leave this key out, or train again with it"
+            )
+
+
+def _at_revision(config: Config, settings: AdapterSettings) -> Config:
+    """The configuration with the base model's commit that was trained on, where it names none itself."""
+    same = config.model_name_or_path == settings.base_model
+    if config.model_revision is not None or settings.base_revision is None or not same:
+        return config
+    return config.with_overrides(model_revision=settings.base_revision)
 
 
 def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> OpenRun:
@@ -74,15 +88,19 @@ def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> 
         say: prints one line.
 
     Raises:
-        ModelError: a part is missing, damaged or does not fit; a prompt key was overridden with another value.
+        ModelError: a part is missing, damaged or does not fit; a prompt key or the quantisation was overridden with
+            another value.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such run folder; train first with `rectune train CONFIG`")
     given = run_config(folder, overrides)
     settings = load_settings(folder)
     _check_overrides(given, overrides, settings)
-    config = settings.config(given)
+    config = _at_revision(settings.config(given), settings)
     loaded = load_model(config, say)
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    if dtype != settings.dtype:
+        say(f"precision: trained in {settings.dtype}, scored in {dtype}: scores move a little")
     prompts = PointwisePrompts(config, Pieces(loaded.tokenizer))
     settings.check_verbalizer(prompts.verbalizer)
     model = load_adapter(loaded.model, folder)

@@ -15,7 +15,11 @@ from rectune.prompt.dataset import Dataset
 
 
 def prediction_frame(
-    data: Dataset, rows: npt.NDArray[Any], log_odds: npt.NDArray[np.float64], history_len: int | None = None
+    data: Dataset,
+    rows: npt.NDArray[Any],
+    log_odds: npt.NDArray[np.float64],
+    history_len: int | None = None,
+    dropped: npt.NDArray[Any] | None = None,
 ) -> pl.DataFrame:
     """One line per answer.
 
@@ -24,6 +28,7 @@ def prediction_frame(
         rows: int [answers]; rows of its events.
         log_odds: float64 [answers].
         history_len: adds the titles of the history shown and of the candidate when given.
+        dropped: int [answers]; how many of the oldest events each prompt left out to fit.
 
     Returns:
         row_id, user_id, item_id, label, log_odds, score, and where asked candidate_title and history_titles.
@@ -39,8 +44,11 @@ def prediction_frame(
     names = dict(zip(data.catalog["item_id"].to_list(), data.catalog["title"].to_list(), strict=True))
     titles = [names.get(item, "") for item in data.events[ITEM_ID].to_list()]
     starts, stops = history_slices(data.events, history_len)
+    firsts = starts[rows] if dropped is None else starts[rows] + dropped
     with_titles: pl.DataFrame = frame.with_columns(
         candidate_title=pl.Series([titles[row] for row in rows], dtype=pl.String),
-        history_titles=pl.Series([titles[starts[row] : stops[row]] for row in rows], dtype=pl.List(pl.String)),
+        history_titles=pl.Series(
+            [titles[first : stops[row]] for first, row in zip(firsts, rows, strict=True)], dtype=pl.List(pl.String)
+        ),
     )
     return with_titles

@@ -18,7 +18,7 @@ from rectune.errors import ConfigError
 from rectune.files import atomic_path, hash_text
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import encode, sample_users
+from rectune.prompt.encode import encode, sample_rows
 from rectune.prompt.tree import Trees
 from rectune.score.generate import extract_label, generate_answers
 from rectune.score.open_run import OpenRun
@@ -26,6 +26,7 @@ from rectune.score.predictions import prediction_frame
 from rectune.score.scorer import CHUNK, score_trees
 
 TUNED, UNTUNED = "tuned", "untuned"
+"""Names of the two models; in a report every other name is a baseline."""
 MODES = ("logits", "generate")
 
 Say = Callable[[str], None]
@@ -40,7 +41,7 @@ def split_rows(run: OpenRun, data: Dataset, split: str) -> npt.NDArray[np.int64]
     limits = {TEST: run.config.max_test_samples, VALIDATION: run.config.max_eval_samples}
     if split not in limits:
         raise ConfigError(f"--split: got {split!r}, allowed: test, validation")
-    return sample_users(data.events, split, limits[split], run.config.seed)
+    return sample_rows(data.events, split, limits[split], run.config.seed)
 
 
 def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Callable[[int], None]) -> pl.DataFrame:
@@ -132,7 +133,7 @@ def score_rows(
         _check_adapter(run, scored)
     result = {}
     for which, frame in scored.items():
-        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), run.config.history_len)
+        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), run.config.history_len, trees.dropped)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them

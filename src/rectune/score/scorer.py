@@ -98,7 +98,9 @@ def score_trees(
             for batch in scoring_batches(trees, batch_size):
                 hidden = hidden_at(model, batch.input_ids.to(device), batch.rows.to(device), batch.positions.to(device))
                 logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
-                result[batch.answers] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+                odds = logits[:, 1] - logits[:, 0]
+                # Widened on the CPU: Apple's devices have no float64.
+                result[batch.answers] = odds.float().cpu().double().numpy()
                 if progress is not None:
                     progress(len(batch.input_ids))
     except torch.OutOfMemoryError as error:

@@ -86,18 +86,23 @@ def prompt_of(config: Config) -> dict[str, Any]:
     return prompt | {"system_prompt": texts.system, **{k: v for k, v in asdict(texts).items() if k != "system"}}
 
 
+def quantization_of(config: Config) -> str | None:
+    """How a configuration stores the base model's weights: `4-bit`, `8-bit` or None."""
+    bits = 4 if config.use_qlora else config.quantization_bit
+    return None if bits is None else f"{bits}-bit"
+
+
 def settings_of(
     config: Config, verbalizer: Verbalizer, source: str, revision: str | None, dtype: str, data_hash: str
 ) -> AdapterSettings:
     """The settings of a training run."""
-    bits = 4 if config.use_qlora else config.quantization_bit
     return AdapterSettings(
         base_model=config.model_name_or_path if source.startswith("/") else source,
         base_revision=revision,
         prompt=prompt_of(config),
         verbalizer=asdict(verbalizer),
         data_hash=data_hash,
-        quantization=None if bits is None else f"{bits}-bit",
+        quantization=quantization_of(config),
         dtype=dtype,
     )
 
@@ -106,7 +111,7 @@ def load_settings(folder: Path) -> AdapterSettings:
     """Read `rectune.json`.
 
     Raises:
-        ModelError: it is missing or damaged.
+        ModelError: it is missing or damaged, or holds a correction of the scores that this version cannot apply.
     """
     file = folder / FILE_NAME
     try:
@@ -114,8 +119,12 @@ def load_settings(folder: Path) -> AdapterSettings:
         known = {item.name for item in fields(AdapterSettings)}
         if not all(isinstance(part, dict) for part in (values, values["prompt"], values["verbalizer"])):
             raise ValueError("prompt and verbalizer are not mappings")
-        return AdapterSettings(**{key: value for key, value in values.items() if key in known})
+        found = AdapterSettings(**{key: value for key, value in values.items() if key in known})
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: no {FILE_NAME}; give the output_dir of a finished rectune training run") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file}: damaged ({error}); copy it from a checkpoint of the same run") from error
+    for key, plain in (("temperature", 1.0), ("prior", None)):
+        if (value := getattr(found, key)) != plain:
+            raise ModelError(f"{file}: {key} is {value!r}, and this version cannot apply it; update rectune")
+    return found

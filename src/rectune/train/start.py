@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from pathlib import Path
 
 from rectune.config import Config, load_config
 from rectune.errors import ConfigError
-from rectune.files import atomic_folder
+from rectune.files import atomic_folder, write_json, write_text
 from rectune.model.lora import ADAPTER_FILE
+from rectune.score.settings import FILE_NAME, load_settings
 from rectune.train.checkpoints import Checkpoint, latest_checkpoint, read_checkpoint
 
 BEST = "best"
 KEPT = "kept"
 """Folder of a checkpoint that holds the best adapter as it was then, so that a resumed run can put it back."""
 HISTORY = "log_history.json"
+_EXTRA = "extra_epochs.json"
+"""Where --extra-epochs were trained: the epochs first asked for, and how many were added."""
 
 Say = Callable[[str], None]
 
@@ -79,6 +83,48 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
             "or set output_dir=OTHER"
         )
     return None
+
+
+def check_same_data(start: Checkpoint, content_hash: str) -> None:
+    """A run goes on over the events that it began with.
+
+    Raises:
+        ConfigError: the dataset has changed since the checkpoint was saved.
+        ModelError: the checkpoint's settings are damaged.
+    """
+    if not (start.folder / FILE_NAME).is_file():
+        return
+    before = load_settings(start.folder).data_hash
+    if before != content_hash:
+        raise ConfigError(
+            f"dataset: its content is {content_hash[:12]} now, but {start.folder} was trained on {before[:12]}; put "
+            f"the old data back, or train on the new with adapter_name_or_path={start.folder} output_dir=OTHER"
+        )
+
+
+def asked_epochs(run: Path) -> float | None:
+    """The num_train_epochs that a run was started with, before --extra-epochs; None where there were none."""
+    try:
+        return float(json.loads((run / _EXTRA).read_text(encoding="utf-8"))["num_train_epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def extra_epochs(config: Config, resume: Resume, start: Checkpoint | None) -> float:
+    """Epochs beyond `num_train_epochs`: those asked for now, else those that this run was going on for."""
+    if resume.extra_epochs or start is None or asked_epochs(config.output_dir) != config.num_train_epochs:
+        return resume.extra_epochs
+    return float(json.loads((config.output_dir / _EXTRA).read_text(encoding="utf-8"))["extra"])
+
+
+def save_config(config: Config, asked: Config) -> None:
+    """Write a run's `config.yaml`, with the extra epochs in it, and what was asked for without them beside it."""
+    run, extra = config.output_dir, config.num_train_epochs - asked.num_train_epochs
+    if extra:
+        write_json(run / _EXTRA, {"num_train_epochs": asked.num_train_epochs, "extra": extra})
+    else:
+        (run / _EXTRA).unlink(missing_ok=True)
+    write_text(run / "config.yaml", config.to_yaml())
 
 
 def restore_best(run: Path, start: Checkpoint | None) -> None:

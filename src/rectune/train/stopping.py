@@ -11,9 +11,11 @@ from transformers import TrainerCallback
 
 Log = dict[str, Any]
 
+_LOWER_IS_BETTER = ("loss", "brier", "ece")
+
 
 def _better(value: float, best: float, metric: str) -> bool:
-    return value < best if metric == "loss" else value > best
+    return value < best if metric in _LOWER_IS_BETTER else value > best
 
 
 def best_evaluation(history: list[Log], metric: str) -> tuple[int, float] | None:
@@ -100,6 +102,17 @@ class BestAndStop(TrainerCallback):
         """Why a run with this history trains no further, or None."""
         return self._no_better(history) or self._flat(history)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate and save at the last step, whatever its number: later versions of transformers need not."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Do not evaluate at the end of an epoch what was evaluated at its last step."""
+        if any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history):
+            control.should_evaluate = False
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the adapter when this evaluation is the best, stop when patience has run out."""
         best = best_evaluation(state.log_history, self.metric)
@@ -143,8 +156,8 @@ class StopSignals(TrainerCallback):
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
+        # Only a flag: a line printed here could cut into one that is being printed.
         self.received = number
-        self.say("stopping after this step; a checkpoint will be saved (again to stop at once)")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop when a signal has come; log wherever a checkpoint is saved.
@@ -153,6 +166,7 @@ class StopSignals(TrainerCallback):
         with them the plateau rule, the same in a resumed run.
         """
         if self.received is not None and state.global_step < state.max_steps:
+            self.say("stopping after this step; a checkpoint will be saved (again to stop at once)")
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:

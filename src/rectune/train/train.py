@@ -18,22 +18,34 @@ from rich.console import Console
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.errors import ConfigError, ModelError, RectuneError, ResourceError
-from rectune.files import append_line, atomic_folder, disk_problem, write_json, write_text
-from rectune.model.load import Loaded, load_model
-from rectune.model.lora import ADAPTER_FILE, attach_adapter, load_adapter, parameter_line
+from rectune.files import atomic_folder, disk_problem, write_json
+from rectune.model.load import load_model
+from rectune.model.lora import ADAPTER_FILE, SEAL, seal_adapter
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import clear_cache, encode, sample_rows, sample_users
+from rectune.prompt.encode import clear_cache, encode, sample_rows
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
-from rectune.score.generate import agreement, generate_answers
 from rectune.score.settings import FILE_NAME, settings_of
+from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
-from rectune.train.start import BEST, HISTORY, KEPT, Resume, restore_best, say_banner, say_changes, starting_point
+from rectune.train.start import (
+    BEST,
+    HISTORY,
+    KEPT,
+    Resume,
+    check_same_data,
+    extra_epochs,
+    restore_best,
+    save_config,
+    say_banner,
+    say_changes,
+    starting_point,
+)
 
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS)
+_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
 
 Say = Callable[[str], None]
 
@@ -44,28 +56,12 @@ class Interrupted(RectuneError):  # noqa: N818
     exit_code = 130
 
 
-def _adapted(config: Config, loaded: Loaded, say: Say) -> Any:
-    """The model with a fresh adapter, or with an earlier one that training goes on from."""
-    from transformers import set_seed
-
-    set_seed(config.seed)  # before the adapter: its initial values are drawn from the seed
-    if config.adapter_name_or_path is not None:
-        say(f"adapter: going on from {config.adapter_name_or_path}")
-        model = load_adapter(loaded.model, config.adapter_name_or_path, trainable=True)
-    else:
-        model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    say(f"adapter: {parameter_line(model)}")
-    return model
-
-
-def _arguments(config: Config, epochs: float) -> Any:
+def _arguments(config: Config, epochs: float, say: Say) -> Any:
     """The Trainer's arguments. Best-adapter keeping, stopping, rotation and logging are done by our callbacks."""
     import torch
     from transformers import TrainingArguments
 
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.output_dir),
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_eval_batch_size,
@@ -91,6 +87,11 @@ def _arguments(config: Config, epochs: float) -> Any:
         disable_tqdm=True,
         report_to="none",
     )
+    if arguments.n_gpu > 1:
+        # The Trainer would wrap the model in DataParallel, which splits rows but not the places of their answers.
+        say(f"device: training on one of {arguments.n_gpu} cards")
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _check_optimizer(config: Config, device: str, say: Say) -> None:
@@ -103,7 +104,7 @@ def _check_optimizer(config: Config, device: str, say: Say) -> None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ResourceError(
-            f"optim: {config.optim} needs bitsandbytes, which is not installed: pip install 'rectune[qlora]', "
+            f"optim: {config.optim} needs bitsandbytes, which is not installed: pip install bitsandbytes, "
             "or set optim=adamw_torch"
         )
     if device == "cpu" and config.optim.startswith("paged"):
@@ -159,9 +160,10 @@ def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
 
 
 def _publish(source: Path, run: Path) -> None:
-    """Copy the best adapter to the root of the run folder, the config last, each file whole."""
+    """Copy the best adapter to the root of the run folder, its seal last, each file whole."""
     from rectune.files import atomic_path
 
+    (run / SEAL).unlink(missing_ok=True)  # cut off half-way, the new adapter must not lie beside the old seal
     for name in _ROOT_FILES:
         if (source / name).is_file():
             with atomic_path(run / name) as temporary:
@@ -193,9 +195,11 @@ def train(
         RectuneError: see the stages' own errors.
         Interrupted: a signal came; a checkpoint was saved.
     """
+    from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerState
 
     from rectune.train.batches import TrainingCollator
+    from rectune.train.generations import Generations
     from rectune.train.monitor import RunLog, tensorboard_callback
     from rectune.train.stopping import BestAndStop, StopSignals
     from rectune.train.trainer import AnswerTrainer, Validation
@@ -211,6 +215,8 @@ def train(
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
     start = starting_point(config, resume, overwrite, say)
     data = open_dataset(config, say)
+    if start is not None:
+        check_same_data(start, data.content_hash)
     if clear:
         clear_cache(config, say)
     loaded = load_model(config, say)
@@ -221,17 +227,17 @@ def train(
         encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say)
         for rows in (
             sample_rows(data.events, TRAIN, config.max_train_samples, config.seed),
-            sample_users(data.events, VALIDATION, config.max_eval_samples, config.seed),
+            sample_rows(data.events, VALIDATION, config.max_eval_samples, config.seed),
         )
     )
     say(
         f"data: {len(trees):,} training and {len(held_out):,} validation events, mean {trees.lengths.mean():.0f} tokens"
     )
-    model = _adapted(config, loaded, say)
     settings = settings_of(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
         data.content_hash,
     )  # fmt: skip
+    model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
     if config.eval_strategy != "no":
         validation = Validation(held_out, data.users(held_out.rows))
@@ -239,6 +245,7 @@ def train(
     def keep(step: int, value: float) -> str:
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
+            seal_adapter(folder)
             settings.save(folder)
             shown = None if math.isnan(value) else value
             write_json(folder / "step.json", {"step": step, config.metric_for_best_model: shown})
@@ -248,10 +255,13 @@ def train(
 
     def saved(folder: Path) -> None:
         settings.save(folder)
+        seal_adapter(folder)
         if (run / BEST).is_dir():
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
     packs = _packs(config, trees, say)
+    extra = extra_epochs(config, resume, start)
+    asked, config = config, config.with_overrides(num_train_epochs=config.num_train_epochs + extra)
     if overwrite and run.exists():
         shutil.rmtree(run)
     restore_best(run, start)
@@ -260,9 +270,8 @@ def train(
         say_banner(start, say)
         if start.folder.parent.resolve() == run.resolve():
             drop_after(run, start.step)
-    write_text(run / "config.yaml", config.to_yaml())
-    epochs = config.num_train_epochs + resume.extra_epochs
-    planned = _planned_steps(config, len(packs), epochs)
+    save_config(config, asked)
+    planned = _planned_steps(config, len(packs), config.num_train_epochs)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees) / len(packs)
     log = RunLog(run / "logs", console, per_step)
     stopping = BestAndStop(
@@ -274,6 +283,13 @@ def train(
         say,
     )
     callbacks = [log, stopping]
+    generations = None
+    if config.gen_eval_samples:
+        generations = Generations(
+            run / "logs" / "generations.txt", model, held_out, config.gen_eval_samples, loaded.tokenizer,
+            prompts.verbalizer, config.per_device_eval_batch_size, say,
+        )  # fmt: skip
+        callbacks.append(generations)
     if config.report_to == "tensorboard":
         callbacks.append(tensorboard_callback(run / "logs", start.step + 1 if start else None))
         say(f"watch: tensorboard --logdir {run / 'logs'}")
@@ -285,7 +301,7 @@ def train(
             save_total_limit=config.save_total_limit,
             on_saved=saved,
             model=model,
-            args=_arguments(config, epochs),
+            args=_arguments(config, config.num_train_epochs, say),
             train_dataset=packs,
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
             data_collator=TrainingCollator(trees, prompts.verbalizer),
@@ -296,7 +312,7 @@ def train(
         if start is not None:
             trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
             done = "its last step is reached" if start.step >= planned else None
-            if done is None and not resume.extra_epochs:
+            if done is None and not extra:
                 done = stopping.reason_to_stop(trainer.state.log_history)
             trainer.state.max_steps = planned
         if done is not None:
@@ -316,7 +332,10 @@ def train(
     _check_best(run, trainer.state.best_global_step)
     _publish(run / BEST, run)
     loaded.tokenizer.save_pretrained(run)
-    _say_generations(config, model, held_out, loaded, prompts, say)
+    if generations is not None:
+        set_peft_model_state_dict(model, load_peft_weights(str(run / BEST), device=loaded.device.type))
+        best_step = trainer.state.best_global_step or trainer.state.global_step
+        generations.finish(best_step, trainer.state.global_step)
     write_json(run / HISTORY, trainer.state.log_history)
     state = trainer.state
     best = ""
@@ -338,24 +357,3 @@ def _check_best(run: Path, step: int | None) -> None:
         raise ModelError(f"{run / BEST}: the best adapter is missing or damaged ({error}); train again") from error
     if step is not None and kept != step:
         raise ModelError(f"{run / BEST}: holds the adapter of step {kept}, not of the best step {step}; train again")
-
-
-def _say_generations(
-    config: Config, model: Any, trees: Trees, loaded: Loaded, prompts: PointwisePrompts, say: Say
-) -> None:
-    """Answer a few validation prompts by generation with the best adapter; say how many agree with the logits."""
-    import numpy as np
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    from rectune.score.scorer import score_trees
-
-    if not config.gen_eval_samples:
-        return
-    set_peft_model_state_dict(model, load_peft_weights(str(config.output_dir / BEST), device=loaded.device.type))
-    few = trees.select(np.arange(min(config.gen_eval_samples, len(trees))))
-    texts = generate_answers(model, few, loaded.tokenizer, prompts.verbalizer, config.per_device_eval_batch_size)
-    odds = score_trees(model, few, prompts.verbalizer, config.per_device_eval_batch_size)
-    same = agreement(texts, odds, prompts.verbalizer)
-    for text, row in list(zip(texts, few.rows.tolist(), strict=True))[:3]:
-        append_line(config.output_dir / "logs" / "generations.txt", f"row {row}: {text}")
-    say(f"generation: {same:.1%} of {len(texts)} greedy answers name the label with the higher logit, e.g. {texts[:3]}")
