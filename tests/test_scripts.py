@@ -1,4 +1,4 @@
-"""The fronts under the seeds' names: every documented command starts and ends as `rectune` itself would."""
+"""The fronts under the older script names: every documented command starts and ends as `rectune` itself would."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def front(capsys: pytest.CaptureFixture[str]) -> Front:
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_qwen3: Path, movielens: Path) -> Path:
-    """The seeds' configuration with a tiny model in place of the hub's, small data and a short run."""
+    """The shipped configuration with a tiny model in place of the hub's, small data and a short run."""
     values = yaml.safe_load((REPO / "configs" / "qwen3_movielens_qlora.yaml").read_text(encoding="utf-8"))
     values |= {
         "model_name_or_path": str(tiny_qwen3), "dataset": str(movielens), "dataset_dir": str(tmp_path / "data"),

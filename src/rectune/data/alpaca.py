@@ -1,4 +1,4 @@
-"""The JSON files of a dataset: Alpaca records, raw test rows and LLaMA-Factory's registry (SPEC D8).
+"""The JSON files of a dataset: Alpaca records, raw test rows and LLaMA-Factory's registry.
 
 The program itself reads the Parquet files; these are for people and for other trainers. Their words come from
 `rectune.wording`, the one builder of prompts.

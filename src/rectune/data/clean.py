@@ -1,4 +1,4 @@
-"""Raw rows in, usable rows and rejects out: nothing vanishes silently (SPEC D12)."""
+"""Raw rows in, usable rows and rejects out: nothing vanishes silently."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
-    """Read, clean, label and split a dataset, and write it as a folder (SPEC D8).
+    """Read, clean, label and split a dataset, and write it as a folder.
 
     A folder that was prepared from the same source with the same settings is used again. The same input and
     settings give the same bytes.

@@ -36,7 +36,7 @@ def timeline(
     max_users: int | None = None,
     seed: int = 0,
 ) -> Timeline:
-    """Order every user's interactions in time and split them (SPEC D1).
+    """Order every user's interactions in time and split them.
 
     Users with at most `history_len` interactions are left out. The first `history_len` of the others are
     warm-up; of the n that remain the last max(1, floor(n * test_ratio)) are test and the
@@ -147,7 +147,7 @@ def leak_share(events: pl.DataFrame) -> float | None:
 
 
 def leak_note(events: pl.DataFrame) -> str:
-    """One sentence: what this split lets the training see of the future (SPEC D6)."""
+    """One sentence: what this split lets the training see of the future."""
     share = leak_share(events)
     if share is None:
         return "Split by each user's own timeline: there are no train events, so nothing of the future is seen."
