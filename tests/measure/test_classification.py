@@ -162,7 +162,7 @@ def test_unusable_rows_are_refused_with_what_was_got(labels, odds, users, messag
 
 def test_importing_the_room_loads_neither_torch_nor_matplotlib():
     code = (
-        "import sys, rectune.measure.classification, rectune.measure.bootstrap, rectune.report.report;"
+        "import sys, rectune.measure.classification, rectune.measure.bootstrap;"
         "print([m for m in ('torch', 'matplotlib', 'sklearn', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
