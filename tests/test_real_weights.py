@@ -42,12 +42,13 @@ def nf4(tmp_path: Path) -> Callable[..., Config]:
     base = load_config(find_config(Path("demo_cpu")), ["use_qlora=true", "max_train_samples=48", "max_eval_samples=24"])
 
     def make(**values: Any) -> Config:
-        return base.with_overrides(
-            dataset_dir=str(tmp_path / "data"),
-            output_dir=str(tmp_path / "run"),
-            preprocessing_cache_dir=str(tmp_path / "cache"),
-            **{"max_steps": 6, "eval_steps": 3, "save_steps": 3, "logging_steps": 1, "report_to": "none", **values},
-        )
+        short = {"max_steps": 6, "eval_steps": 3, "save_steps": 3, "logging_steps": 1, "report_to": "none"}
+        folders = {
+            "dataset_dir": str(tmp_path / "data"),
+            "output_dir": str(tmp_path / "run"),
+            "preprocessing_cache_dir": str(tmp_path / "cache"),
+        }
+        return base.with_overrides(**{**short, **folders, **values})
 
     return make
 
@@ -74,10 +75,14 @@ def test_a_4_bit_model_trains_resumes_evaluates_and_merges(nf4: Callable[..., Co
     data = open_data(run, silent)
     rows = split_rows(run, data, VALIDATION)
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, silent)
-    base = load_model(run.config, silent).model
+    base = load_model(run.config.with_overrides(bf16=False), silent).model
     base.dequantize()
-    merged = load_adapter(base, whole).merge_and_unload()
-    after = score_trees(merged, trees, run.prompts.verbalizer, run.config.per_device_eval_batch_size)
-    before = pl.read_parquet(whole / "validation_predictions.parquet")["log_odds"].to_numpy()
-    assert float(np.abs(before - after).mean()) < 0.05
-    assert float(np.corrcoef(before, after)[0, 1]) > 0.99
+    size = run.config.per_device_eval_batch_size
+    adapted = load_adapter(base, whole)
+    apart = score_trees(adapted, trees, run.prompts.verbalizer, size)
+    merged = score_trees(adapted.merge_and_unload(), trees, run.prompts.verbalizer, size)
+    assert np.abs(apart - merged).max() < 1e-3
+    # Between bfloat16, in which it was trained, and float32 a model this small moves by about a tenth.
+    trained = pl.read_parquet(whole / "validation_predictions.parquet")["log_odds"].to_numpy()
+    print(f"merged, float32: {np.abs(apart - merged).max():.2g}; to bfloat16: {np.abs(trained - merged).max():.2g}")
+    assert np.abs(trained - merged).mean() < 0.25
