@@ -149,6 +149,15 @@ def test_a_changed_source_is_prepared_again(config: Config, write_set: Write) ->
     assert load_events(folder).height == 13
 
 
+def test_a_local_copy_stands_in_for_the_published_set_of_its_name(config: Config, write_set: Write) -> None:
+    local = write_set(name="ml-latest-small")
+    prepare(config.with_overrides(dataset=str(local)), say=silent)
+    said: list[str] = []
+    prepare(config.with_overrides(dataset="ml-latest-small"), say=said.append)
+    assert said == [f"{config.dataset_folder()}: already prepared from a local copy of ml-latest-small with the same "
+                    "settings; used as it is"]  # fmt: skip
+
+
 def test_the_seed_matters_only_where_users_are_drawn(config: Config) -> None:
     prepare(config, say=silent)
     said: list[str] = []

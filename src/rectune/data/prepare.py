@@ -59,7 +59,8 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
     settings = _settings(config)
     changed = _what_changed(target, source, settings)
     if changed is None and not force:
-        say(f"{target}: already prepared from the same source with the same settings; used as it is")
+        what = "the same source" if load_meta(target)["source"] == source else f"a local copy of {source['name']}"
+        say(f"{target}: already prepared from {what} with the same settings; used as it is")
         return target
     if target.exists():
         say(f"{target}: prepared again, because {changed or 'that was asked for (force)'}")
@@ -161,6 +162,17 @@ def _settings(config: Config) -> dict[str, Any]:
     return {"protocol": protocol, "prompt": prompt}
 
 
+def _same_source(old: Any, now: dict[str, str]) -> bool:
+    """Whether a folder's source is the one asked for; a local copy of a published set stands in for it.
+
+    Who has prepared a zip of ml-latest-small can then train by its name without fetching it again.
+    """
+    if old == now:
+        return True
+    stands_in = isinstance(old, dict) and old.get("kind") == "local" and old.get("name") == now["name"]
+    return stands_in and now["kind"] == "published"
+
+
 def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]) -> str | None:
     """Why an existing folder cannot be used as it is, in words; None when it can."""
     try:
@@ -171,7 +183,7 @@ def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]
         return "it is incomplete or damaged"
     if meta.get("rectune_version") != __version__:
         return f"it was written by rectune {meta.get('rectune_version')}"
-    if meta.get("source") != source:
+    if not _same_source(meta.get("source"), source):
         return f"its source is another: {meta.get('source')} in place of {source}"
     for group, values in settings.items():
         old = meta.get(group)
