@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from rectune.errors import ResourceError
+from rectune.model.answers import label_logits
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import Progress, scoring_batches
@@ -44,6 +46,30 @@ def extract_label(text: str, verbalizer: Verbalizer) -> int | None:
     return first[0] if len(first) == 1 else None
 
 
+@contextmanager
+def exact_labels(model: Any, verbalizer: Verbalizer) -> Iterator[None]:
+    """While open, the head gives the two label words the float32 logits that scores are made of.
+
+    bfloat16 holds a logit of 20 to a sixteenth, so the two words often tie there, and the tie would go to the
+    smaller token id whatever the score says. The backbone runs under the same autocast as in `hidden_at`.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids = [verbalizer.negative_id, verbalizer.positive_id]
+
+    def refine(_head: Any, arguments: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            exact = logits.float()
+            exact[..., ids] = label_logits(model, arguments[0], *ids)
+        return exact
+
+    hook = bare.get_output_embeddings().register_forward_hook(refine, prepend=True)
+    try:
+        with torch.autocast(next(model.parameters()).device.type, bare.dtype, enabled=bare.dtype != torch.float32):
+            yield
+    finally:
+        hook.remove()
+
+
 def generate_answers(
     model: Any, trees: Trees, tokenizer: Any, verbalizer: Verbalizer, batch_size: int, progress: Progress | None = None
 ) -> list[str]:
@@ -68,7 +94,7 @@ def generate_answers(
             for row, last in enumerate(batch.positions.tolist()):
                 input_ids[row, width - last - 1 :] = batch.input_ids[row, : last + 1]
                 mask[row, width - last - 1 :] = 1
-            with torch.inference_mode():
+            with torch.inference_mode(), exact_labels(model, verbalizer):
                 output = model.generate(
                     input_ids=input_ids.to(device),
                     attention_mask=mask.to(device),
