@@ -14,8 +14,8 @@ demo: install
 # The real Qwen3-0.6B on one 24 GB card; what it measured is appended to benchmarks/RESULTS.md.
 qwen3: install
 	$(PIP) install --quiet -c constraints.txt -e '.[qlora]'
-	$(BIN)/rectune run qwen3_movielens_qlora
-	$(BIN)/python benchmarks/append_result.py output/qwen3-movielens-qlora
+	$(BIN)/rectune run qwen3_movielens_stream
+	$(BIN)/python benchmarks/append_result.py output/qwen3-movielens-stream
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -116,11 +116,12 @@ def movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_qwen3: Path, movielens: Path) -> Callable[..., Config]:
-    """Makes configurations on the tiny model and data, all output under the test's own folder."""
+    """Makes pointwise configurations on the tiny model and data, all output under the test's own folder."""
 
     def make(**values: Any) -> Config:
         base: dict[str, Any] = {
             "model_name_or_path": str(tiny_qwen3),
+            "layout": "pointwise",
             "dataset": str(movielens),
             "dataset_dir": str(tmp_path / "data"),
             "output_dir": str(tmp_path / "run"),

@@ -20,6 +20,7 @@ from rectune.cli import main
 from rectune.model.lora import ADAPTER_FILE
 
 SHORT: dict[str, Any] = {
+    "layout": "pointwise",
     "system_prompt": "",
     "instruction": "Will I like it?",
     "history_header": "",

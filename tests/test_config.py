@@ -32,7 +32,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_one() -> None:
 
 
 def test_all_problems_are_reported_at_once_each_on_its_line() -> None:
-    lines = refused(lora_rnk=1, learning_rate="fast", seed=-1, layout="stream").splitlines()
+    lines = refused(lora_rnk=1, learning_rate="fast", seed=-1, layout="forest").splitlines()
     assert lines[0] == "test: 4 problems in the configuration"
     assert {line.split(":")[0].strip() for line in lines[1:]} == {"learning_rate", "seed", "layout", "lora_rnk"}
 
@@ -82,10 +82,28 @@ def test_a_bad_value_says_what_was_got_and_what_is_allowed(key: str, value: Any,
         ({"positive_label": " Yes", "negative_label": "Yes "}, "negative_label: got 'Yes ', the same"),
         ({"negative_label": " "}, "negative_label: got an empty word"),
         ({"test_ratio": 0.6, "validation_ratio": 0.4}, "test_ratio: with validation_ratio it leaves nothing"),
+        (
+            {"layout": "stream", "prompt_format": "instruction"},
+            "prompt_format: got 'instruction' beside layout: stream",
+        ),
+        ({"layout": "stream", "prompt_format": "classifier"}, "prompt_format: got 'classifier' beside layout: stream"),
+        ({"layout": "stream", "stream_cue": ": "}, "stream_cue: got ': '; use a word or sign without space behind it"),
+        ({"layout": "stream", "stream_cue": " "}, "stream_cue: got ' '"),
+        ({"prior": "item_rate", "gen_eval_samples": 4}, "gen_eval_samples: a generated answer cannot have a prior"),
     ],
 )
 def test_keys_that_contradict_each_other_are_named(values: dict[str, Any], said: str) -> None:
     assert said in refused(**values)
+
+
+def test_a_bare_no_of_yaml_is_the_choice_no_and_stays_false_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "no.yaml"
+    file.write_text("eval_strategy: no\nflash_attn: no\npacking: no\n", encoding="utf-8")
+    config = load_config(file)
+    assert (config.eval_strategy, config.flash_attn, config.packing) == ("no", False, False)
+    assert load_config(file, ["eval_strategy=no"]) == config
+    assert config.with_overrides(eval_strategy=False).eval_strategy == "no"
+    assert "eval_strategy: got True" in refused(eval_strategy=True)
 
 
 def test_several_contradictions_are_reported_together() -> None:
@@ -224,13 +242,14 @@ def test_the_configurations_of_the_seeds_are_shipped_with_their_settings() -> No
         "gradient_accumulation_steps": 8, "cutoff_len": 1024, "num_train_epochs": 3, "eval_steps": 2000,
         "max_eval_samples": 1000, "save_steps": 4000, "save_total_limit": 2, "early_stopping_patience": 3,
         "metric_for_best_model": "f1", "model_name_or_path": "Qwen/Qwen3-0.6B", "history_len": 15,
+        "layout": "pointwise",
     }  # fmt: skip
     assert {key: getattr(small, key) for key in wanted} == wanted
     large = load_config(REPO / "configs" / "qwen3_7b_movielens_qlora.yaml")
     wanted = {
         "model_name_or_path": "Qwen/Qwen3-8B", "lora_rank": 16, "lora_alpha": 32, "lora_target": "qv",
         "learning_rate": 3e-4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "packing": True,
-        "gradient_checkpointing": True, "use_qlora": True,
+        "gradient_checkpointing": True, "use_qlora": True, "layout": "pointwise",
     }  # fmt: skip
     assert {key: getattr(large, key) for key in wanted} == wanted
 
@@ -254,7 +273,7 @@ def test_a_path_to_somewhere_else_never_becomes_a_shipped_configuration(path: st
     [
         ("history_len", "a whole number (>= 1)"),
         ("max_users", "a whole number (>= 1), empty"),
-        ("flash_attn", "auto, flash_attention_2, flex, sdpa, eager, false"),
+        ("flash_attn", "auto, flash_attention_2, flex, blocks, sdpa, eager, false"),
         ("bf16", "true, false, auto"),
         ("lora_layers", "all, upper_half, a list of whole numbers"),
         ("lora_dropout", "a number (>= 0, < 1)"),

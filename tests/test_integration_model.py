@@ -20,8 +20,9 @@ import pytest
 from rectune.config import Config, load_config
 from rectune.errors import RectuneError
 from rectune.model.load import Loaded, load_model
+from rectune.prompt.events import Event, Prompt
+from rectune.prompt.layouts import Prompts, prompts_for
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts, Prompt
 from rectune.prompt.tree import Trees
 from rectune.score.generate import extract_label, generate_answers
 from rectune.score.scorer import score_trees
@@ -41,26 +42,17 @@ class Real:
 
     config: Config
     loaded: Loaded
-    prompts: PointwisePrompts
+    prompts: Prompts
     history: list[Event]
     prompt: Prompt
 
     @property
     def tree(self) -> Trees:
         """The prompt as the one example type."""
-        count = len(self.prompt.tokens)
-        return Trees(
-            tokens=np.array(self.prompt.tokens, dtype=np.int32),
-            offsets=np.array([0, count]),
-            answer_at=np.array([count - 1], dtype=np.int32),
-            answer_offsets=np.array([0, 1]),
-            labels=np.array([RECORD["label"]], dtype=np.int32),
-            rows=np.zeros(1, dtype=np.int32),
-            dropped=np.zeros(1, dtype=np.int32),
-        )
+        return Trees.of_prompts([self.prompt.tokens], [RECORD["label"]], rows=[0], shown_from=[0])
 
 
-def resolve(model: str | None, config: str | None) -> Real:
+def resolve(model: str | None, config: str | None, **values: Any) -> Real:
     """The model of these options, loaded as training loads it.
 
     Raises:
@@ -68,9 +60,10 @@ def resolve(model: str | None, config: str | None) -> Real:
     """
     settings = Config() if config is None else load_config(find_config(Path(config)))
     if model is not None:
-        settings = settings.with_overrides(model_name_or_path=model)
+        values["model_name_or_path"] = model
+    settings = settings.with_overrides(**values)
     loaded = load_model(settings, print)
-    prompts = PointwisePrompts(settings, Pieces(loaded.tokenizer))
+    prompts = prompts_for(settings, Pieces(loaded.tokenizer))
     history = [
         Event(title, rating, int(rating >= settings.rating_threshold))
         for title, rating in zip(RECORD["history_titles"], RECORD["history_ratings"], strict=True)
@@ -111,28 +104,31 @@ def check_labels(real: Real) -> None:
 
 
 def check_loss(real: Real) -> None:
-    """The loss at the answer and at the end behind it is finite; all else is masked, so it cannot matter."""
+    """The loss where it is taken (the label, pointwise also the end) is finite; all else is masked, cannot matter."""
     import torch
 
     from rectune.model.answers import hidden_at, word_losses
     from rectune.train.batches import TrainingCollator
+    from rectune.train.train import ends_answers
 
-    words = real.prompts.verbalizer
-    batch = TrainingCollator(real.tree, words)([[0]])
+    words, with_end = real.prompts.verbalizer, ends_answers(real.config)
+    batch = TrainingCollator(real.tree, words, with_end)([[0]])
     batch = {name: value.to(real.loaded.device) for name, value in batch.items()}
-    rows, positions = batch["rows"].repeat(2), torch.cat([batch["positions"], batch["positions"] + 1])
-    targets = torch.tensor([int(batch["labels"][0]), words.end_id], device=real.loaded.device)
+    rows, positions, targets = batch["rows"], batch["positions"], batch["labels"]
+    if with_end:
+        rows, positions = rows.repeat(2), torch.cat([positions, positions + 1])
+        targets = torch.cat([targets, torch.full_like(targets, words.end_id)])
     with torch.inference_mode():
         hidden = hidden_at(real.loaded.model, batch["input_ids"], rows, positions)
         losses = word_losses(real.loaded.model, hidden, targets)
-    print(f"\nloss at the answer {float(losses[0]):.3f}, at the end behind it {float(losses[1]):.3f}")
+    print("\nloss at the answer" + " and at the end behind it" * with_end, [round(loss, 3) for loss in losses.tolist()])
     assert bool(torch.isfinite(losses).all())
 
 
 def check_answer(real: Real) -> None:
     """A score between 0 and 1, and a short greedy answer without markers."""
     size, words = real.config.per_device_eval_batch_size, real.prompts.verbalizer
-    odds = score_trees(real.loaded.model, real.tree, words, size)
+    odds = score_trees(real.loaded.model, real.tree, words, size, real.loaded.attention)
     answer = generate_answers(real.loaded.model, real.tree, real.loaded.tokenizer, words, size)[0]
     label = extract_label(answer, words)
     print(f"\nP({words.positive}) = {1 / (1 + np.exp(-odds[0])):.3f}\nanswer: {answer!r}, read as {label}")
@@ -148,8 +144,11 @@ def test_a_real_model(check: Callable[[Real], None], real: Real) -> None:
     check(real)
 
 
-def test_the_checks_themselves_pass_on_the_tiny_qwen3(tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = resolve(str(tiny_qwen3), None)
+@pytest.mark.parametrize("layout", ["pointwise", "stream"])
+def test_the_checks_themselves_pass_on_the_tiny_qwen3(
+    layout: str, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = resolve(str(tiny_qwen3), None, layout=layout)
     for check in CHECKS:
         check(tiny)
     shown = capsys.readouterr().out

@@ -75,12 +75,13 @@ def test_a_4_bit_model_trains_resumes_evaluates_and_merges(nf4: Callable[..., Co
     data = open_data(run, silent)
     rows = split_rows(run, data, VALIDATION)
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, silent)
-    base = load_model(run.config.with_overrides(bf16=False), silent).model
+    loaded = load_model(run.config.with_overrides(bf16=False), silent)
+    base, kernel = loaded.model, loaded.attention
     base.dequantize()
     size = run.config.per_device_eval_batch_size
     adapted = load_adapter(base, whole)
-    apart = score_trees(adapted, trees, run.prompts.verbalizer, size)
-    merged = score_trees(adapted.merge_and_unload(), trees, run.prompts.verbalizer, size)
+    apart = score_trees(adapted, trees, run.prompts.verbalizer, size, kernel)
+    merged = score_trees(adapted.merge_and_unload(), trees, run.prompts.verbalizer, size, kernel)
     assert np.abs(apart - merged).max() < 1e-3
     # Between bfloat16, in which it was trained, and float32 a model this small moves by about a tenth.
     trained = pl.read_parquet(whole / "validation_predictions.parquet")["log_odds"].to_numpy()

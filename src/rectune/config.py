@@ -36,7 +36,7 @@ class Config(BaseModel):
     dataset_dir: Path | None = None
     """Where the prepared dataset lies; default data/NAME."""
     history_len: int = Field(15, ge=1)
-    """Warm-up events of each user, and the longest history shown in a prompt."""
+    """Warm-up events of each user, and the longest history of a pointwise prompt (a stream shows what fits)."""
     rating_threshold: float = 4.0
     """An event is liked when its rating is at least this."""
     split: Literal["timeline"] = "timeline"
@@ -55,8 +55,8 @@ class Config(BaseModel):
     """Test on at most this many events, drawn once with the seed; all when empty."""
 
     # --- prompt ---
-    layout: Literal["pointwise"] = "pointwise"
-    """pointwise: one prompt and one answer per event."""
+    layout: Literal["stream", "pointwise"] = "stream"
+    """stream: a user's events in one sequence, with an answer at every one; pointwise: one prompt and answer each."""
     prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
     """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: asks nothing."""
     prompt_domain: Literal["films", "products", "food"] = "films"
@@ -71,16 +71,32 @@ class Config(BaseModel):
     """Words before the candidate."""
     question: str | None = None
     """Last line of the user's turn."""
+    stream_header: str | None = None
+    """Stream layout: words above the first event; the shipped ones when missing."""
+    stream_cue: str = ":"
+    """Stream layout: what stands between an item and its answer."""
+    window_overlap: float = Field(0.25, ge=0, lt=1)
+    """Stream layout: share of cutoff_len that a user's later windows repeat as history, without its answers."""
+    shuffle_moments: bool = False
+    """Stream layout: train with events of one timestamp in random order, drawn once with the seed."""
     history_shows: Literal["rating", "label", "nothing"] = "rating"
     """What stands behind each title of the history."""
     item_text: str = "title"
     """title, title_categories, id, or a template over catalog columns such as '{title}, {genres}'."""
+    item_rate_text: bool = False
+    """Write the item's like-rate and count, as known before the event, behind its text."""
+    prior: Literal["none", "item_rate"] = "none"
+    """item_rate: add the log-odds of the item's like-rate to the model's, in training and wherever it scores."""
+    item_rate_from: Literal["earlier", "other_users"] = "earlier"
+    """What item rates count: all strictly earlier events, or training events of other users at any time."""
+    item_rate_strength: float = Field(5.0, gt=0)
+    """How many events' worth of the mean like-rate each item starts with."""
     positive_label: str = "Yes"
     """The word for a liked item; must be one token where the answer stands."""
     negative_label: str = "No"
     """The word for an item that is not liked; must be one token where the answer stands."""
     cutoff_len: int = Field(1024, ge=8)
-    """Longest sequence in tokens; longer prompts lose their oldest events, whole."""
+    """Longest sequence in tokens; pointwise prompts lose their oldest events to fit, streams are cut into windows."""
     preprocessing_cache_dir: Path = Path(".cache/rectune")
     """Where tokenised prompts are kept, keyed by the content of all they depend on."""
 
@@ -135,11 +151,13 @@ class Config(BaseModel):
         "adamw_torch"
     )
     """Optimiser; the 8-bit and paged ones come from bitsandbytes."""
+    loss_over: Literal["vocabulary", "labels"] = "vocabulary"
+    """vocabulary: cross-entropy of the label among all tokens; labels: among the two label words only."""
     packing: bool = False
     """Put several prompts into one sequence of cutoff_len; they never see each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
-    flash_attn: Literal["auto", "flash_attention_2", "flex", "sdpa", "eager", False] = "auto"
+    flash_attn: Literal["auto", "flash_attention_2", "flex", "blocks", "sdpa", "eager", False] = "auto"
     """Attention kernel; auto takes the fastest that this machine and this run can use, false means eager."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16; auto decides by what the device does fast."""
@@ -189,6 +207,11 @@ class Config(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _named_no(values: dict[str, Any]) -> dict[str, Any]:
+    """YAML reads a bare `no` as false; where `no` is a choice, it is meant."""
+    return {key: "no" if key == "eval_strategy" and value is False else value for key, value in values.items()}
+
+
 def _cross_checks(config: Config) -> list[str]:
     """Problems that need more than one key to be seen."""
     problems = []
@@ -196,6 +219,16 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("fp16: got true beside bf16: true; choose one of the two")
     if config.use_qlora and config.quantization_bit == 8:
         problems.append("quantization_bit: got 8 beside use_qlora: true (4 bits); choose one of the two")
+    if config.prior != "none" and config.gen_eval_samples:
+        problems.append("gen_eval_samples: a generated answer cannot have a prior added; use 0, or prior=none")
+    if config.layout == "stream":
+        if config.prompt_format not in ("chat", "completion"):
+            problems.append(
+                f"prompt_format: got {config.prompt_format!r} beside layout: stream, allowed: chat, completion; "
+                "or set layout=pointwise"
+            )
+        if not config.stream_cue.strip() or config.stream_cue != config.stream_cue.rstrip():
+            problems.append(f"stream_cue: got {config.stream_cue!r}; use a word or sign without space behind it")
     if config.positive_label.strip() == config.negative_label.strip():
         problems.append(f"negative_label: got {config.negative_label!r}, the same as positive_label; use two words")
     for key in ("positive_label", "negative_label"):
@@ -244,7 +277,7 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         ConfigError: one line per problem, each with what was got and what is allowed.
     """
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(_named_no(values))
     except ValidationError as error:
         by_key: dict[str, str] = {}
         for problem in error.errors():

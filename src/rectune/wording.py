@@ -16,6 +16,7 @@ from rectune.config import Config
 from rectune.errors import ConfigError
 
 NO_HISTORY = "(none yet)"
+_YEAR = r"\s*\((19|20)\d\d\)\s*$"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class PromptTexts:
     """`{count}` stands for the number of events shown."""
     candidate_header: str
     question: str
+    stream_header: str
+    """Above the first line of a stream."""
 
 
 _SHIPPED = {
@@ -43,6 +46,7 @@ _SHIPPED = {
         history_header="The user's last {count} films, oldest first:",
         candidate_header="Candidate film:",
         question="Will the user like the candidate film? Answer {positive} or {negative}.",
+        stream_header="Films one person watched, oldest first, and whether they liked each, {positive} or {negative}.",
     ),
     "products": PromptTexts(
         system=(
@@ -56,6 +60,7 @@ _SHIPPED = {
         history_header="The customer's last {count} products, oldest first:",
         candidate_header="Candidate product:",
         question="Will the customer like the candidate product? Answer {positive} or {negative}.",
+        stream_header="Products one customer bought, oldest first, and how they liked each, {positive} or {negative}.",
     ),
     "food": PromptTexts(
         system=(
@@ -69,6 +74,7 @@ _SHIPPED = {
         history_header="The customer's last {count} orders, oldest first:",
         candidate_header="Candidate dish:",
         question="Will the customer order the candidate dish? Answer {positive} or {negative}.",
+        stream_header="Dishes shown to one customer, oldest first, and if they ordered each, {positive} or {negative}.",
     ),
 }
 
@@ -91,6 +97,7 @@ def texts_for(config: Config) -> PromptTexts:
         history_header=filled(config.history_header, shipped.history_header),
         candidate_header=filled(config.candidate_header, shipped.candidate_header),
         question=filled(config.question, shipped.question),
+        stream_header=filled(config.stream_header, shipped.stream_header),
     )
 
 
@@ -106,6 +113,19 @@ def history_suffix(rating: float | None, label_word: str | None, shows: str) -> 
     if shows == "label" and label_word is not None:
         return f" → {label_word}"
     return ""
+
+
+def stream_suffix(rating: float | None, label_word: str, shows: str) -> str:
+    """What stands behind an event's cue in a stream, with its line's end: ` Yes`, ` 4.5`, or ` ?` for nothing.
+
+    A sign stands for nothing, because tokenizers join a cue such as `:` with the end of the line.
+
+    >>> stream_suffix(4.0, "Yes", "rating"), stream_suffix(4.0, "Yes", "label"), stream_suffix(None, "No", "rating")
+    (' 4\\n', ' Yes\\n', ' ?\\n')
+    """
+    if shows == "label":
+        return f" {label_word}\n"
+    return " ?\n" if shows == "nothing" or rating is None else f" {rating:g}\n"
 
 
 def history_line(index: int, title: str, rating: float | None, label_word: str | None, shows: str) -> str:
@@ -139,6 +159,8 @@ def user_input(texts: PromptTexts, history_lines: list[str], candidate: str) -> 
 def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
     """The text of every item: `title`, `title_categories`, `id` or a template over the catalog's columns.
 
+    `{name}` in a template is the title without the year in brackets at its end.
+
     An item whose text comes out empty is called by its id.
 
     Args:
@@ -149,6 +171,8 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
         ConfigError: the template names a column that the catalog does not have, or formats one wrongly.
     """
     ids = catalog["item_id"].to_list()
+    if "name" not in catalog.columns:
+        catalog = catalog.with_columns(name=pl.col("title").str.replace(_YEAR, ""))
     if item_text == "id":
         return {item: f"item {item}" for item in ids}
     if item_text == "title":

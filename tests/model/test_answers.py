@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from rectune.errors import ModelError
-from rectune.model.answers import head_weight, hidden_at, label_logits, word_losses
+from rectune.model.answers import head_weight, hidden_at, label_logits, label_losses, word_losses
+from rectune.prompt.verbalizer import Verbalizer
 
 IDS = torch.randint(0, 300, (3, 11), generator=torch.Generator().manual_seed(3))
 ROWS, PLACES = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([10, 3, 6, 0, 8])
@@ -41,6 +42,21 @@ def test_word_losses_are_the_cross_entropy_of_the_full_forward(model: Any) -> No
         found = word_losses(model, hidden_at(model, IDS, ROWS, PLACES), targets)
     logits = full_logits(model).double()
     by_hand = torch.logsumexp(logits, dim=-1) - logits[torch.arange(5), targets]
+    torch.testing.assert_close(found.double(), by_hand, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("over", ["vocabulary", "labels"])
+@pytest.mark.parametrize("prior", [[0.0] * 5, [0.0, 2.5, -1.0, 0.25, -4.0]])
+def test_label_losses_are_the_cross_entropy_with_the_prior_on_the_positive_word(
+    model: Any, over: str, prior: list[float]
+) -> None:
+    words, labels = Verbalizer("Yes", "No", 201, 17, 1), torch.tensor([201, 17, 17, 201, 201])
+    with torch.inference_mode():
+        found = label_losses(model, hidden_at(model, IDS, ROWS, PLACES), labels, torch.tensor(prior), words, over)
+    logits = full_logits(model).double()
+    logits[:, 201] += torch.tensor(prior).double()
+    among = logits if over == "vocabulary" else logits[:, [17, 201]]
+    by_hand = torch.logsumexp(among, dim=-1) - logits[torch.arange(5), labels]
     torch.testing.assert_close(found.double(), by_hand, atol=1e-5, rtol=0)
 
 
@@ -76,7 +92,6 @@ def test_the_head_is_never_called_on_whole_sequences(
     from transformers import AutoModelForCausalLM
 
     from rectune.prompt.tree import Trees
-    from rectune.prompt.verbalizer import Verbalizer
     from rectune.score.scorer import score_trees
     from rectune.train.batches import TrainingCollator
 
@@ -96,20 +111,12 @@ def test_the_head_is_never_called_on_whole_sequences(
         return output
 
     monkeypatch.setattr(functional, "linear", watched)
-    tokens = np.arange(count * length, dtype=np.int32) % 300
-    trees = Trees(
-        tokens=tokens,
-        offsets=np.arange(count + 1, dtype=np.int64) * length,
-        answer_at=np.full(count, length - 1, dtype=np.int32),
-        answer_offsets=np.arange(count + 1, dtype=np.int64),
-        labels=np.array([0, 1] * 3, dtype=np.int32),
-        rows=np.arange(count, dtype=np.int32),
-        dropped=np.zeros(count, dtype=np.int32),
-    )
+    tokens = (np.arange(count * length) % 300).reshape(count, length)
+    trees = Trees.of_prompts(list(tokens), [0, 1] * 3, np.arange(count), np.zeros(count))
     words = Verbalizer("Yes", "No", 201, 17, int(qwen3_tokenizer.eos_token_id))
-    assert np.isfinite(score_trees(model, trees, words, 3)).all()
+    assert np.isfinite(score_trees(model, trees, words, 3, "sdpa")).all()
     assert sizes == []
-    batch = TrainingCollator(trees, words)([[0, 1], [2], [3, 4, 5]])
+    batch = TrainingCollator(trees, words, with_end=True)([[0, 1], [2], [3, 4, 5]])
     both = torch.cat([batch["rows"], batch["rows"]]), torch.cat([batch["positions"], batch["positions"] + 1])
     targets = torch.cat([batch["labels"], torch.full_like(batch["labels"], words.end_id)])
     word_losses(model, hidden_at(model, batch["input_ids"], *both), targets).sum().backward()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rectune.config import Config
+from rectune.data.folder import history_slices
 from rectune.errors import ModelError
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import cache_key, clear_cache, encode, sample_rows
@@ -48,7 +49,7 @@ def test_a_second_call_reads_the_cache_and_gives_the_same_trees(tiny_config: Mak
     first = encoded(config, data, tiny_pieces, said)
     assert said == []
     assert same(encoded(config, data, tiny_pieces, said), first)
-    assert said == [f"tokens: 20 prompts from the cache {files(config)[0]}"]
+    assert said == [f"tokens: 20 sequences from the cache {files(config)[0]}"]
     assert first.labels.tolist() == data.events["label"].to_numpy()[first.rows].tolist()
     assert first.answer_at.tolist() == (first.lengths - 1).tolist()
 
@@ -88,19 +89,23 @@ def test_whatever_changes_a_prompt_changes_the_key(
         {"history_len": 7}, {"history_shows": "label"}, {"item_text": "id"}, {"question": "So?"}, {"cutoff_len": 999},
         {"prompt_format": "completion"}, {"prompt_domain": "food"}, {"positive_label": "No", "negative_label": "Yes"},
         {"system_prompt": ""}, {"instruction": ""}, {"history_header": ""}, {"candidate_header": ""},
+        {"layout": "stream"}, {"stream_header": "Films:"}, {"stream_cue": " ->"}, {"window_overlap": 0.5},
+        {"item_rate_text": True}, {"prior": "item_rate"}, {"item_rate_from": "other_users"}, {"item_rate_strength": 1},
     ]  # fmt: skip
     known |= {cache_key(config.with_overrides(**change), "hash", tiny_pieces, rows) for change in changes}
     known.add(cache_key(config, "other data", tiny_pieces, rows))
     known.add(cache_key(config, "hash", tiny_pieces, np.arange(6)))
     known.add(cache_key(config, "hash", tiny_pieces, np.array([0, 1, 2, 4, 3])))
+    known.add(cache_key(config, "hash", tiny_pieces, rows, shuffled=True))
+    known.add(cache_key(config.with_overrides(seed=7), "hash", tiny_pieces, rows, shuffled=True))
     template = qwen3_tokenizer.chat_template
     monkeypatch.setattr(qwen3_tokenizer, "chat_template", template + " ")
     known.add(cache_key(config, "hash", tiny_pieces, rows))
     monkeypatch.setattr(qwen3_tokenizer, "chat_template", template)
-    assert len(known) == len(changes) + 5
+    assert len(known) == len(changes) + 7
     unrelated = config.with_overrides(learning_rate=0.5, output_dir="elsewhere", seed=7)
     assert cache_key(unrelated, "hash", tiny_pieces, rows) in known
-    assert len(known) == len(changes) + 5
+    assert len(known) == len(changes) + 7
 
 
 def test_a_shipped_text_that_is_reworded_changes_the_key(
@@ -157,8 +162,10 @@ def test_prompts_that_lose_events_are_counted(tiny_config: Make, tiny_pieces: Pi
     said: list[str] = []
     cut = encoded(free.with_overrides(cutoff_len=longest - 40), data, tiny_pieces, said)
     assert int(cut.lengths.max()) + 2 <= longest - 40
-    lost = int((cut.dropped > 0).sum())
+    starts, stops = history_slices(data.events, free.history_len)
+    lost = int((cut.shown_from > starts[cut.rows]).sum())
     assert lost > 0
+    assert (cut.shown_from <= stops[cut.rows]).all()
     assert said == [
         f"tokens: {lost} of 20 prompts lost their oldest events to fit cutoff_len={longest - 40}",
     ]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from rectune.config import Config, parse_config
 from rectune.data.folder import EVENTS_SCHEMA
 from rectune.errors import DataError
-from rectune.prompt.encode import EventHistories, encode_rows
+from rectune.prompt.encode import EventHistories, encode, encode_pointwise
+from rectune.prompt.events import Event
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts
+from rectune.prompt.pointwise import PointwisePrompts
 
 CATALOG = pl.DataFrame(
     {"item_id": [str(item) for item in range(60)], "title": [f"Film {item}" for item in range(60)], "genres": "Drama"}
@@ -35,12 +36,13 @@ def table(users: list[list[int]], ratings: list[float]) -> pl.DataFrame:
 
 
 def config_of(shows: str = "rating", history_len: int = 3) -> Config:
-    return parse_config({"history_shows": shows, "history_len": history_len, "cutoff_len": 1 << 20}, origin="test")
+    keys = {"layout": "pointwise", "history_shows": shows, "history_len": history_len, "cutoff_len": 1 << 20}
+    return parse_config(keys, origin="test")
 
 
 def prompts_of_all(pieces: Pieces, events: pl.DataFrame, config: Config) -> list[list[int]]:
     prompts, rows = PointwisePrompts(config, pieces), np.arange(events.height)
-    trees = encode_rows(prompts, EventHistories(events, CATALOG, config), events, rows)
+    trees = encode_pointwise(prompts, EventHistories(events, CATALOG, config), rows)
     return [trees.tree_tokens(index).tolist() for index in range(len(trees))]
 
 
@@ -114,9 +116,12 @@ def test_an_event_about_an_unknown_item_is_one_line(tiny_pieces: Pieces) -> None
 def test_no_rows_are_an_error_that_says_what_to_do(tiny_pieces: Pieces) -> None:
     events, config = table([[1, 2]], [4.0, 4.0]), config_of()
     with pytest.raises(DataError, match="this split is empty"):
-        encode_rows(
-            PointwisePrompts(config, tiny_pieces),
-            EventHistories(events, CATALOG, config),
+        encode(
+            config,
             events,
+            CATALOG,
+            "hash",
+            PointwisePrompts(config, tiny_pieces),
             np.array([], dtype=np.int64),
+            print,
         )

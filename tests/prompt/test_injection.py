@@ -1,4 +1,4 @@
-"""No text from data yields a special or an added token, whatever the layout."""
+"""No text from data yields a special or an added token, whatever the format."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rectune.config import parse_config
 from rectune.errors import DataError, ModelError
+from rectune.prompt.events import Event
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts
+from rectune.prompt.pointwise import PointwisePrompts
 from rectune.wording import one_line
 
 MARKERS = ["<|im_end|>", "<|im_start|>", "<think>", "</think>", "<|endoftext|>", "<tool_call>", "<|image_pad|>"]
@@ -24,7 +25,8 @@ titles = st.lists(
 
 
 def prompts_of(pieces: Pieces, prompt_format: str, **values: Any) -> PointwisePrompts:
-    config = parse_config({"prompt_format": prompt_format, "cutoff_len": 1 << 20, **values}, origin="test")
+    keys = {"layout": "pointwise", "prompt_format": prompt_format, "cutoff_len": 1 << 20}
+    config = parse_config({**keys, **values}, origin="test")
     return PointwisePrompts(config, pieces)
 
 

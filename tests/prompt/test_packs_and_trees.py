@@ -12,22 +12,28 @@ from hypothesis import strategies as st
 from rectune.prompt.packs import pack
 from rectune.prompt.tree import Trees
 
-forests = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 3)), min_size=1, max_size=9)
+Shapes = list[tuple[int, int, int]]
+shapes_of_forests = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=9)
 
 
-def forest(shapes: list[tuple[int, int]]) -> Trees:
-    """Trees of (tokens, answers) with numbers that tell them apart."""
-    tokens = [np.arange(length) + 100 * index for index, (length, _) in enumerate(shapes)]
-    answers = [np.arange(count) + 10 * index for index, (_, count) in enumerate(shapes)]
-    flat = np.concatenate(answers).astype(np.int32)
+def forest(shapes: Shapes) -> Trees:
+    """Trees of (tokens, answers, branches) with numbers that tell them apart."""
+    tokens = [np.arange(length) + 100 * index for index, (length, _, _) in enumerate(shapes)]
+    answers = [np.arange(count) + 10 * index for index, (_, count, _) in enumerate(shapes)]
+    branches = [np.arange(count) + 50 * index for index, (_, _, count) in enumerate(shapes)]
+    flat, forks = np.concatenate(answers).astype(np.int32), np.concatenate(branches).astype(np.int32)
     return Trees(
         tokens=np.concatenate(tokens).astype(np.int32),
-        offsets=np.cumsum([0, *(length for length, _ in shapes)]).astype(np.int64),
+        offsets=np.cumsum([0, *(length for length, _, _ in shapes)]).astype(np.int64),
         answer_at=flat,
-        answer_offsets=np.cumsum([0, *(count for _, count in shapes)]).astype(np.int64),
+        answer_offsets=np.cumsum([0, *(count for _, count, _ in shapes)]).astype(np.int64),
         labels=flat + 1,
         rows=flat + 2,
-        dropped=np.arange(len(shapes), dtype=np.int32),
+        shown_from=flat + 3,
+        prior=flat.astype(np.float32) / 4,
+        branch_at=forks + 4,
+        branch_fork=forks,
+        branch_offsets=np.cumsum([0, *(count for _, _, count in shapes)]).astype(np.int64),
     )
 
 
@@ -60,26 +66,27 @@ def test_best_fit_fills_the_fullest_pack_that_has_room() -> None:
         assert len(packs) == 3 and [2] in packs
 
 
-@given(shapes=forests, data=st.data())
+@given(shapes=shapes_of_forests, data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_chosen_trees_keep_their_tokens_and_answers(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_chosen_trees_keep_their_tokens_answers_and_branches(shapes: Shapes, data: st.DataObject) -> None:
     trees = forest(shapes)
     chosen = np.array(data.draw(st.lists(st.integers(0, len(shapes) - 1), max_size=12)), dtype=np.int64)
     part = trees.select(chosen)
     assert len(part) == len(chosen)
     for new, old in enumerate(chosen.tolist()):
         assert part.tree_tokens(new).tolist() == trees.tree_tokens(old).tolist()
-        for name in ("answer_at", "labels", "rows"):
+        for name in ("answer_at", "labels", "rows", "shown_from", "prior"):
             here, there = getattr(part, name)[part.answers(new)], getattr(trees, name)[trees.answers(old)]
             assert here.tolist() == there.tolist()
-        assert part.dropped[new] == trees.dropped[old]
+        ours = slice(part.branch_offsets[new], part.branch_offsets[new + 1])
+        theirs = slice(trees.branch_offsets[old], trees.branch_offsets[old + 1])
+        assert part.branch_at[ours].tolist() == trees.branch_at[theirs].tolist()
+        assert part.branch_fork[ours].tolist() == trees.branch_fork[theirs].tolist()
 
 
-@given(shapes=forests, data=st.data())
+@given(shapes=shapes_of_forests, data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_a_permutation_and_its_inverse_give_the_same_trees_back(
-    shapes: list[tuple[int, int]], data: st.DataObject
-) -> None:
+def test_a_permutation_and_its_inverse_give_the_same_trees_back(shapes: Shapes, data: st.DataObject) -> None:
     trees = forest(shapes)
     order = np.array(data.draw(st.permutations(range(len(shapes)))), dtype=np.int64)
     assert same(trees.select(order).select(np.argsort(order)), trees)

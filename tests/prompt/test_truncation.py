@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from rectune.config import parse_config
 from rectune.errors import DataError
+from rectune.prompt.events import Event
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts
+from rectune.prompt.pointwise import PointwisePrompts
 
 HISTORY = [Event(f"Film {'x' * number} ({number})", 0.5 * number, number % 2) for number in range(1, 10)]
 
 
 def prompts_of(pieces: Pieces, cutoff: int, **values: Any) -> PointwisePrompts:
-    return PointwisePrompts(parse_config({"cutoff_len": cutoff, **values}, origin="test"), pieces)
+    keys = {"layout": "pointwise", "cutoff_len": cutoff}
+    return PointwisePrompts(parse_config({**keys, **values}, origin="test"), pieces)
 
 
 @given(

@@ -19,7 +19,7 @@ from rectune.train.batches import TrainingCollator
 
 
 def prompts_of(pieces: Pieces, **values: Any) -> PointwisePrompts:
-    return PointwisePrompts(parse_config(values, origin="test"), pieces)
+    return PointwisePrompts(parse_config({"layout": "pointwise", **values}, origin="test"), pieces)
 
 
 def letters(text: str) -> list[int]:
@@ -65,19 +65,6 @@ def test_the_seeds_rq_is_two_tokens_of_qwens_and_is_refused(qwen_pieces: Pieces)
     assert [qwen_pieces.tokenizer.decode([found.token(label)]) for label in (1, 0)] == ["R", "O"]
 
 
-def tree_of(tokens: list[int], label: int) -> Trees:
-    count = np.array([0, 1], dtype=np.int64)
-    return Trees(
-        tokens=np.array(tokens, dtype=np.int32),
-        offsets=np.array([0, len(tokens)], dtype=np.int64),
-        answer_at=np.array([len(tokens) - 1], dtype=np.int32),
-        answer_offsets=count,
-        labels=np.array([label], dtype=np.int32),
-        rows=np.array([0], dtype=np.int32),
-        dropped=np.array([0], dtype=np.int32),
-    )
-
-
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("system", [None, ""])
 def test_a_training_sequence_is_the_whole_conversation_in_qwen3s_template(
@@ -95,7 +82,8 @@ def test_a_training_sequence_is_the_whole_conversation_in_qwen3s_template(
     text = qwen_pieces.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
     assert text.endswith("<think>\n\n</think>\n\n" + ("No", "Yes")[label] + "<|im_end|>\n")
     whole = qwen_pieces.tokenizer(text.removesuffix("\n"), add_special_tokens=False).input_ids
-    batch = TrainingCollator(tree_of(built.tokens, label), prompts.verbalizer)([[0]])
+    tree = Trees.of_prompts([built.tokens], [label], [0], [0])
+    batch = TrainingCollator(tree, prompts.verbalizer, with_end=True)([[0]])
     assert batch["input_ids"].tolist() == [whole]
     # The loss is taken after the last prompt token and after the label: the last two tokens are trained, no others.
     trained = [int(batch["positions"][0]) + 1, int(batch["positions"][0]) + 2]
@@ -108,30 +96,23 @@ def test_a_training_sequence_is_the_whole_conversation_in_qwen3s_template(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_packed_rows_train_each_label_behind_its_own_prompt(lengths: list[int], data: Any) -> None:
     trees = [[100 * index + at for at in range(length)] for index, length in enumerate(lengths)]
-    offsets = np.cumsum([0, *lengths])
     labels = np.array(data.draw(st.lists(st.integers(0, 1), min_size=len(lengths), max_size=len(lengths))), np.int32)
-    flat = Trees(
-        tokens=np.concatenate(trees).astype(np.int32),
-        offsets=offsets.astype(np.int64),
-        answer_at=np.array(lengths, dtype=np.int32) - 1,
-        answer_offsets=np.arange(len(lengths) + 1, dtype=np.int64),
-        labels=labels,
-        rows=np.arange(len(lengths), dtype=np.int32),
-        dropped=np.zeros(len(lengths), dtype=np.int32),
-    )
+    flat = Trees.of_prompts(list(trees), labels, np.arange(len(lengths)), np.zeros(len(lengths)))
     order = data.draw(st.permutations(range(len(lengths))))
     cut = data.draw(st.integers(0, len(lengths) - 1))
     packs = [pack for pack in (order[:cut], order[cut:]) if pack]
-    batch = TrainingCollator(flat, Verbalizer("Yes", "No", 9001, 9000, 9002))(packs)
+    batch = TrainingCollator(flat, Verbalizer("Yes", "No", 9001, 9000, 9002), with_end=True)(packs)
     ids = batch["input_ids"]
     for answer, index in enumerate([index for pack in packs for index in pack]):
         row, at = int(batch["rows"][answer]), int(batch["positions"][answer])
         label = 9000 + int(labels[index])
         assert ids[row, at - lengths[index] + 1 : at + 3].tolist() == [*trees[index], label, 9002]
         assert int(batch["labels"][answer]) == label
-        if "segments" in batch:
-            segments = batch["segments"][row]
-            own = (segments == segments[at]).nonzero().flatten().tolist()
+        if "run" in batch:
+            runs = batch["run"][row]
+            own = (runs == runs[at]).nonzero().flatten().tolist()
             assert own == list(range(at - lengths[index] + 1, at + 3))
+            # Of the tokens before its own it sees none.
+            assert (batch["fork"][row, own] == batch["first"][row, own]).all()
             assert batch["position_ids"][row, own].tolist() == list(range(lengths[index] + 2))
-    assert ("segments" in batch) == any(len(pack) > 1 for pack in packs)
+    assert ("run" in batch) == any(len(pack) > 1 for pack in packs)

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rectune.config import Config, parse_config
+from rectune.prompt.events import Event
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts
+from rectune.prompt.pointwise import PointwisePrompts
 from rectune.wording import one_line, texts_for
 
 ODD = [
@@ -76,7 +77,7 @@ EVENTS = [Event("Heat (1995)", 4.0, 1), Event("Up!", None, 0)]
 
 
 def config_of(values: dict[str, Any]) -> Config:
-    return parse_config({**values, "cutoff_len": 1 << 20}, origin="test")
+    return parse_config({"layout": "pointwise", **values, "cutoff_len": 1 << 20}, origin="test")
 
 
 def user_turn(config: Config, history: list[Event], candidate: str) -> str:

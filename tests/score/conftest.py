@@ -31,6 +31,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path, moviele
     config = parse_config(
         {
             "model_name_or_path": str(tiny_qwen3),
+            "layout": "pointwise",
             "dataset": str(movielens),
             "dataset_dir": str(root / "data"),
             "output_dir": str(root / "run"),

@@ -65,7 +65,7 @@ def test_agreement_counts_missing_labels_as_disagreement() -> None:
 
 def test_greedy_generation_names_the_label_with_the_higher_logit(opened: Any, trees: Trees) -> None:
     words, head = opened.prompts.verbalizer, opened.model.get_base_model().lm_head
-    odds = score_trees(opened.model, trees, words, 4)
+    odds = score_trees(opened.model, trees, words, 4, "sdpa")
     centred = odds - np.median(odds)
     shift = float(np.median(odds))
 

@@ -135,8 +135,9 @@ def test_titles_that_a_cut_prompt_left_out_are_not_listed(opened: Any, data: Any
     table = score_rows(cut, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]
     all_titles = score_rows(opened, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]["history_titles"].to_list()
     trees = encode(config, data.events, data.catalog, data.content_hash, cut.prompts, rows, silent)
-    assert trees.dropped.any()
-    expected = [titles[gone:] for titles, gone in zip(all_titles, trees.dropped.tolist(), strict=True)]
+    dropped = trees.shown_from - whole.shown_from
+    assert dropped.any()
+    expected = [titles[gone:] for titles, gone in zip(all_titles, dropped.tolist(), strict=True)]
     assert table["history_titles"].to_list() == expected
 
 
@@ -144,9 +145,11 @@ def test_scores_of_rows_are_scores_of_their_trees(opened: Any, data: Any, rows: 
     found = score_rows(opened, data, rows, (TUNED, UNTUNED), "logits", silent, QUIET)
     trees = encode(opened.config, data.events, data.catalog, data.content_hash, opened.prompts, rows, silent)
     words = opened.prompts.verbalizer
-    np.testing.assert_allclose(found[TUNED]["log_odds"], score_trees(opened.model, trees, words, 1), atol=1e-5)
+    np.testing.assert_allclose(found[TUNED]["log_odds"], score_trees(opened.model, trees, words, 1, "sdpa"), atol=1e-5)
     with opened.model.disable_adapter():
-        np.testing.assert_allclose(found[UNTUNED]["log_odds"], score_trees(opened.model, trees, words, 1), atol=1e-5)
+        np.testing.assert_allclose(
+            found[UNTUNED]["log_odds"], score_trees(opened.model, trees, words, 1, "sdpa"), atol=1e-5
+        )
     assert not np.allclose(found[TUNED]["log_odds"], found[UNTUNED]["log_odds"])
 
 

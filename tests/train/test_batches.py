@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from rectune.prompt.tree import Trees
@@ -10,34 +9,30 @@ from rectune.prompt.verbalizer import Verbalizer
 from rectune.train.batches import TrainingCollator
 
 WORDS = Verbalizer("Yes", "No", positive_id=91, negative_id=90, end_id=99)
-TREES = Trees(
-    tokens=np.array([1, 2, 3, 4, 5], dtype=np.int32),
-    offsets=np.array([0, 3, 5]),
-    answer_at=np.array([2, 1], dtype=np.int32),
-    answer_offsets=np.array([0, 1, 2]),
-    labels=np.array([1, 0], dtype=np.int32),
-    rows=np.array([0, 1], dtype=np.int32),
-    dropped=np.zeros(2, dtype=np.int32),
-)
+TREES = Trees.of_prompts([[1, 2, 3], [4, 5]], labels=[1, 0], rows=[0, 1], shown_from=[0, 0], prior=[0.5, -2.0])
 
 
 def test_one_prompt_a_row_has_its_answer_behind_it_and_padding_on_the_right() -> None:
-    batch = TrainingCollator(TREES, WORDS)([[0], [1]])
+    batch = TrainingCollator(TREES, WORDS, with_end=True)([[0], [1]])
     assert batch["input_ids"].tolist() == [[1, 2, 3, 91, 99], [4, 5, 90, 99, 0]]
     assert batch["rows"].tolist() == [0, 1]
     assert batch["positions"].tolist() == [2, 1]
     assert batch["labels"].tolist() == [91, 90]
-    assert set(batch) == {"input_ids", "rows", "positions", "labels"}
+    assert batch["prior"].tolist() == [0.5, -2.0]
+    assert set(batch) == {"input_ids", "rows", "positions", "labels", "prior"}
 
 
 def test_packed_prompts_keep_their_own_positions_and_number() -> None:
-    batch = TrainingCollator(TREES, WORDS)([[1, 0], [1]])
+    batch = TrainingCollator(TREES, WORDS, with_end=True)([[1, 0], [1]])
     assert batch["input_ids"].tolist() == [[4, 5, 90, 99, 1, 2, 3, 91, 99], [4, 5, 90, 99, 0, 0, 0, 0, 0]]
     assert batch["positions"].tolist() == [1, 6, 1]
     assert batch["rows"].tolist() == [0, 0, 1]
     assert batch["labels"].tolist() == [90, 91, 90]
     assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
-    assert batch["segments"].tolist() == [[0] * 4 + [1] * 5, [0] * 4 + [-1] * 5]
+    assert batch["prior"].tolist() == [-2.0, 0.5, -2.0]
+    assert batch["run"].tolist() == [[0] * 4 + [1] * 5, [0] * 4 + [-1] * 5]
+    # A token sees from `first` to before `fork` besides its own run: here nothing.
+    assert batch["first"].tolist() == batch["fork"].tolist() == [[0] * 4 + [4] * 5, [0] * 9]
     # The loss is taken where the label comes next, and at the label, where the end comes next.
     at = batch["positions"]
     assert torch.equal(batch["input_ids"][batch["rows"], at + 1], batch["labels"])

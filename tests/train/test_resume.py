@@ -161,7 +161,7 @@ def test_a_run_killed_at_some_step_resumes_to_the_same_bytes(
     assert victim.end() == -signal.SIGKILL
     folder, lines = run(Resume(latest=True), **keys)
     if packing:
-        prompts, rows = map(int, re.findall(r"packing: (\d+) prompts in (\d+) ", "\n".join(lines))[0])
+        prompts, rows = map(int, re.findall(r"packing: (\d+) trees in (\d+) ", "\n".join(lines))[0])
         assert prompts >= 2 * rows
     banner = next(line for line in lines if "RESUMING" in line)
     begun = int(banner.split("last completed step: ")[1].split()[0])

@@ -57,7 +57,7 @@ def test_accumulating_two_of_four_equals_one_batch_of_eight(packing: bool, run: 
             output_dir=str(tmp_path / str(size)),
         )
         if packing:
-            prompts, rows = map(int, re.findall(r"packing: (\d+) prompts in (\d+) ", "\n".join(lines))[0])
+            prompts, rows = map(int, re.findall(r"packing: (\d+) trees in (\d+) ", "\n".join(lines))[0])
             assert prompts >= 2 * rows
         found.append((load_file(folder / ADAPTER_FILE), [log["loss"] for log in history(folder) if "loss" in log]))
     (one, losses), (two, others) = found

@@ -159,6 +159,7 @@ def _settings(config: Config) -> dict[str, Any]:
     text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
     prompt = {key: getattr(config, key) for key in text_keys}
     prompt.update(dataclasses.asdict(wording.texts_for(config)))
+    del prompt["stream_header"]  # these files hold the pointwise layout's text
     return {"protocol": protocol, "prompt": prompt}
 
 

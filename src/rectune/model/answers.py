@@ -6,12 +6,24 @@ logits of label words.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
 from rectune.errors import ModelError
+
+
+class Words(Protocol):
+    """Whatever knows the two label tokens."""
+
+    @property
+    def positive_id(self) -> int:
+        """Token of the positive label word."""
+
+    @property
+    def negative_id(self) -> int:
+        """Token of the negative label word."""
 
 
 def _bare(model: Any) -> Any:
@@ -79,3 +91,29 @@ def word_losses(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torc
     """
     logits = functional.linear(hidden, head_weight(model))
     return functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def label_losses(
+    model: Any, hidden: torch.Tensor, labels: torch.Tensor, prior: torch.Tensor, words: Words, over: str
+) -> torch.Tensor:
+    """Cross-entropy of label words at answer positions, with a prior added to their log-odds, in float32: [answers].
+
+    Args:
+        hidden: [answers, hidden] from `hidden_at`.
+        labels: int64 [answers]; the label tokens.
+        prior: float32 [answers]; added to the positive word's logit.
+        words: the two label tokens.
+        over: `vocabulary` (softmax over all tokens) or `labels` (over the two words).
+    """
+    if over == "labels":
+        logits = label_logits(model, hidden, words.negative_id, words.positive_id)
+        log_odds = logits[:, 1] - logits[:, 0] + prior
+        return functional.binary_cross_entropy_with_logits(
+            log_odds, (labels == words.positive_id).float(), reduction="none"
+        )
+    if not bool(prior.any()):
+        return word_losses(model, hidden, labels)
+    logits = functional.linear(hidden, head_weight(model)).float()
+    shift = torch.zeros_like(logits)
+    shift[:, words.positive_id] = prior
+    return functional.cross_entropy(logits + shift, labels, reduction="none")

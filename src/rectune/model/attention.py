@@ -9,8 +9,15 @@ import torch
 
 from rectune.config import Config
 from rectune.errors import ConfigError, ResourceError
+from rectune.model import blocks
 
-_KERNELS = {"flash_attention_2": "flash_attention_2", "flex": "flex_attention", "sdpa": "sdpa", "eager": "eager"}
+_KERNELS = {
+    "flash_attention_2": "flash_attention_2",
+    "flex": "flex_attention",
+    "blocks": blocks.KERNEL,
+    "sdpa": "sdpa",
+    "eager": "eager",
+}
 
 
 def _flash_problem(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -29,26 +36,33 @@ def _flash_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """The kernel's name as transformers knows it, and why.
 
-    `auto` takes FlashAttention 2 where it can be used and PyTorch's SDPA elsewhere; FlashAttention is optional.
+    `auto` takes our blocks for bfloat16 on a CPU; elsewhere FlashAttention 2 where it can be used and needs no mask,
+    FlexAttention for masked rows on CUDA, and PyTorch's SDPA for the rest. FlashAttention is optional.
 
     Raises:
-        ConfigError: FlashAttention together with packing, whose masks it cannot express.
+        ConfigError: FlashAttention together with packing or streams, whose masks it cannot express.
         ResourceError: a kernel is asked for by name that this machine does not have.
     """
     wanted = config.flash_attn
     problem = _flash_problem(device, dtype)
+    masked = "packed rows" if config.packing else "branching streams" if config.layout == "stream" else None
     if wanted == "auto":
-        if config.packing:
-            return "sdpa", "auto: packed prompts need a mask, which FlashAttention cannot express"
+        if device.type == "cpu" and dtype == torch.bfloat16:
+            return blocks.KERNEL, "auto: plain products in blocks, the fastest for bfloat16 on CPUs"
+        if masked is not None and device.type == "cuda":
+            return "flex_attention", f"auto: {masked} need a mask, and FlexAttention skips what it hides"
+        if masked is not None:
+            return "sdpa", f"auto: {masked} need a mask, which FlashAttention cannot express"
         if problem is None:
             return "flash_attention_2", "auto: flash-attn is installed"
         return "sdpa", f"auto: no FlashAttention, {problem}"
     if wanted is False:
         return "eager", "flash_attn: false"
     if wanted == "flash_attention_2":
-        if config.packing:
+        if masked is not None:
             raise ConfigError(
-                "flash_attn: flash_attention_2 cannot keep packed prompts apart; use sdpa, or packing=false"
+                f"flash_attn: flash_attention_2 cannot mask {masked}; use auto or sdpa, "
+                "or layout=pointwise packing=false"
             )
         if problem is not None:
             raise ResourceError(f"flash_attn: flash_attention_2 is not to be had here: {problem}; use flash_attn=auto")
@@ -57,29 +71,35 @@ def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -
     return _KERNELS[wanted], f"flash_attn: {wanted}"
 
 
-def attention_mask(segments: torch.Tensor, kernel: str, dtype: torch.dtype) -> Any:
-    """The mask of rows that hold several prompts each: a token attends to itself and earlier tokens of its prompt.
+def attention_mask(run: torch.Tensor, first: torch.Tensor, fork: torch.Tensor, kernel: str, dtype: torch.dtype) -> Any:
+    """The mask of rows that hold several prompts or branching trees: a token attends to itself and its ancestors.
+
+    Its ancestors are the earlier tokens of its own run (a trunk or a branch) and, on a branch, the tokens of its
+    trunk before the fork.
 
     Args:
-        segments: int64 [batch, length]; the number of the prompt that each token belongs to, -1 for padding.
+        run: int64 [batch, length]; the number of the trunk or branch that each token belongs to, -1 for padding.
+        first, fork: int64 [batch, length]; a token also sees the places from `first` to before `fork` of its row.
         kernel: `flex_attention` gives a BlockMask; the others a dense additive mask.
         dtype: of the dense mask.
 
     Returns:
         [batch, 1, length, length] with 0 where attention is allowed and the dtype's lowest value elsewhere, or a
-        BlockMask of the same meaning. Padding attends to itself, so that no row is empty.
+        BlockMask of the same meaning. Padding attends to padding before it, so that no row is empty.
     """
-    length = segments.shape[1]
+    length = run.shape[1]
     if kernel == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 
         def allowed_at(
             batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
         ) -> torch.Tensor:
-            return (segments[batch, query] == segments[batch, key]) & (key <= query)
+            own = (run[batch, query] == run[batch, key]) & (key <= query)
+            return own | ((key >= first[batch, query]) & (key < fork[batch, query]))
 
-        return create_block_mask(allowed_at, segments.shape[0], None, length, length, device=str(segments.device))
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill(~(same & causal), torch.finfo(dtype).min)[:, None]
+        return create_block_mask(allowed_at, run.shape[0], None, length, length, device=str(run.device))
+    at = torch.arange(length, device=run.device)
+    own = (run[:, :, None] == run[:, None, :]) & (at[:, None] >= at)
+    trunk = (at >= first[:, :, None]) & (at < fork[:, :, None])
+    mask = torch.zeros(own.shape, dtype=dtype, device=run.device)
+    return mask.masked_fill(~(own | trunk), torch.finfo(dtype).min)[:, None]

@@ -15,6 +15,7 @@ import torch
 
 from rectune.config import Config
 from rectune.errors import ModelError, ResourceError
+from rectune.model import blocks
 from rectune.model.attention import choose_attention
 from rectune.model.device import choose_device, choose_dtype
 from rectune.model.unpack import wheel_model_folder
@@ -157,6 +158,7 @@ def load_model(config: Config, say: Say) -> Loaded:
     device, device_reason = choose_device()
     dtype, dtype_reason = choose_dtype(config, device)
     attention, attention_reason = choose_attention(config, device, dtype)
+    blocks.register()
     tokenizer = load_tokenizer(config, say)
     source, extra = resolve_source(config.model_name_or_path, say)
     quantization = _quantization(config, dtype)

@@ -54,6 +54,20 @@ def _layers(model: Any, config: Config) -> list[int] | None:
     return list(config.lora_layers)
 
 
+def _skip_casts(adapted: Any) -> None:
+    """Let inputs reach the adapter as they are, where autocast rounds its float32 matrices to their precision anyway.
+
+    PEFT would widen every input to float32 and autocast narrow it again: the same numbers, a seventh of the time.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if adapted.get_base_model().dtype == torch.float32:
+        return
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+
+
 def attach_adapter(model: Any, config: Config, source: str, revision: str | None) -> Any:
     """The model with a fresh LoRA adapter (Hu et al. 2021), its matrices in float32 for exact small updates.
 
@@ -85,6 +99,7 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
     )
     adapted = get_peft_model(model, settings)
     settings.base_model_name_or_path = source
+    _skip_casts(adapted)
     if any(value.requires_grad and "lora_" not in name for name, value in adapted.named_parameters()):
         raise ModelError(
             f"lora_bias: got {config.lora_bias!r}, but this model's biases would be trained, and then untuned could "
@@ -138,6 +153,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
     if loaded != saved:
         odd = sorted(loaded.items() ^ saved.items())[0][0]
         raise ModelError(f"{folder}: this adapter does not fit the base model: {odd} is not in both")
+    _skip_casts(adapted)
     if trainable is False:
         adapted.eval()
     return adapted

@@ -7,42 +7,79 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from rectune import __version__
+from rectune.baselines.item_rates import item_rates, rate_text
 from rectune.config import Config
-from rectune.data.columns import ITEM_ID, LABEL, RATING, SPLIT
+from rectune.data.columns import (
+    HISTORY_END,
+    ITEM_ID,
+    LABEL,
+    POSITION,
+    RATING,
+    SPLIT,
+    TEST,
+    TRAIN,
+    USER_ID,
+    VALIDATION,
+)
 from rectune.data.folder import history_slices
 from rectune.errors import DataError
 from rectune.files import atomic_path, hash_file, hash_text, write_text
+from rectune.prompt.events import Event
+from rectune.prompt.layouts import Prompts
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import Event, PointwisePrompts
+from rectune.prompt.pointwise import PointwisePrompts
+from rectune.prompt.stream import StreamPrompts
 from rectune.prompt.tree import Trees
+from rectune.prompt.windows import Timelines, lay_windows
 from rectune.wording import item_texts, texts_for
 
-_FORMAT = "1"
+_FORMAT = "2"
 PROMPT_KEYS = (
     "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header", "candidate_header",
     "question", "history_shows", "item_text", "positive_label", "negative_label", "cutoff_len", "history_len",
+    "stream_header", "stream_cue", "window_overlap", "item_rate_text", "prior", "item_rate_from",
+    "item_rate_strength",
 )  # fmt: skip
 _CHECKED = 64
 
 Say = Callable[[str], None]
 
 
-def sample_rows(events: pl.DataFrame, split: str, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
+def sample_rows(
+    events: pl.DataFrame, split: str, limit: int | None, seed: int, whole_users: bool = False
+) -> npt.NDArray[np.int64]:
     """Rows of one split, at most `limit`, drawn once with the seed, in the order of the table.
 
-    Rows are drawn one by one, not user by user: events of many users say more about all users than as many events
-    of a few, and intervals over users come out half as wide.
+    Rows are drawn one by one where each costs a prompt: events of many users say more about all users than as many
+    events of a few, and intervals over users come out half as wide. Where a user's events share one history
+    (`whole_users`), users are drawn in random order until the limit is reached; of the last one, the oldest events.
     """
     rows = events.select((pl.col(SPLIT) == split).arg_true()).to_series().to_numpy().astype(np.int64)
     if limit is None or len(rows) <= limit:
         return rows
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
+    draw = np.random.default_rng(seed)
+    if not whole_users:
+        return np.sort(draw.permutation(rows)[:limit])
+    users = events[USER_ID].gather(rows).rle_id().to_numpy()
+    rank = draw.permutation(int(users[-1]) + 1)
+    return np.sort(rows[np.argsort(rank[users], kind="stable")[:limit]])
+
+
+def split_sample(config: Config, events: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
+    """The rows of one split that this configuration works on: `max_{train,eval,test}_samples` of them."""
+    limit = {
+        TRAIN: config.max_train_samples,
+        VALIDATION: config.max_eval_samples,
+        TEST: config.max_test_samples,
+    }[split]
+    return sample_rows(events, split, limit, config.seed, config.layout == "stream")
 
 
 @dataclass(frozen=True)
@@ -70,13 +107,31 @@ class Titles:
 
 
 class EventHistories:
-    """Histories and candidates of a dataset's events, as the prompt builder takes them."""
+    """Histories and candidates of a dataset's events, as the prompt builder takes them.
+
+    Attributes:
+        titles: text of each event's item, with its like-rate where the configuration writes it.
+        items: the same without the like-rate.
+        ratings, labels: of each event.
+        starts, stops: int64 [events]; where each event's longest history lies. The pointwise layout shows
+            `history_len` events, a stream as many as fit.
+        prior: float64 [events]; what is added to the log-odds.
+    """
 
     def __init__(self, events: pl.DataFrame, catalog: pl.DataFrame, config: Config) -> None:
-        self.titles = Titles.of(events, catalog, config.item_text).by_event
+        self.titles = self.items = Titles.of(events, catalog, config.item_text).by_event
         self.ratings: list[float | None] = events[RATING].to_list()
         self.labels: list[int] = events[LABEL].to_list()
-        self.starts, self.stops = history_slices(events, config.history_len)
+        longest = config.history_len if config.layout == "pointwise" else events.height
+        self.starts, self.stops = history_slices(events, longest)
+        self.prior = np.zeros(events.height)
+        if config.item_rate_text or config.prior == "item_rate":
+            rates = item_rates(events, config.item_rate_from, config.item_rate_strength)
+            if config.prior == "item_rate":
+                self.prior = rates.log_odds
+            if config.item_rate_text:
+                known = zip(self.titles, rates.rate.tolist(), rates.count.tolist(), strict=True)
+                self.titles = [title + rate_text(rate, count) for title, rate, count in known]
 
     def event(self, index: int) -> Event:
         """One event as it is shown in a later history."""
@@ -87,45 +142,108 @@ class EventHistories:
         return [self.event(at) for at in range(self.starts[index], self.stops[index])]
 
 
-def encode_rows(
-    prompts: PointwisePrompts, histories: EventHistories, events: pl.DataFrame, rows: npt.NDArray[np.int64]
-) -> Trees:
-    """Trees of these events, one each, in their order.
+def _check_sample(prompts: Prompts, histories: EventHistories, rows: npt.NDArray[np.int64]) -> None:
+    """Compare a sample of prompts with the tokenisation of their whole strings.
 
     Raises:
-        DataError: a prompt does not fit `cutoff_len` even without history, or there are no events.
+        ModelError: they differ.
+    """
+    for row in rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)].tolist():
+        start = max(int(histories.starts[row]), int(histories.stops[row]) - _CHECKED)
+        history = [histories.event(at) for at in range(start, histories.stops[row])]
+        prompts.check_pieces(history, histories.titles[row])
+
+
+def _distinct(values: list[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    """The distinct values in order of appearance, and the index of each value among them."""
+    index: dict[Any, int] = {}
+    codes = [index.setdefault(value, len(index)) for value in values]
+    return list(index), np.array(codes, dtype=np.int64)
+
+
+def encode_stream(
+    prompts: StreamPrompts,
+    histories: EventHistories,
+    events: pl.DataFrame,
+    rows: npt.NDArray[np.int64],
+    overlap: float,
+    shuffle_seed: int | None = None,
+) -> Trees:
+    """Trees of the stream layout over these events: windows of their users' timelines.
+
+    Args:
+        prompts: the builder.
+        histories: texts, ratings, labels and priors of all events.
+        events: all events, sorted by user and position.
+        rows: int64 [n]; the events that are asked about, ascending.
+        overlap: share of a window that a user's later windows repeat as history.
+        shuffle_seed: puts events of one moment in random order; None keeps theirs.
+
+    Returns:
+        Each row is answered once; without shuffling, answers come in the order of the rows.
+    """
+    _check_sample(prompts, histories, rows)
+    position = events[POSITION].to_numpy().astype(np.int64)
+    place = np.arange(len(position))
+    first = place - position
+    history_end = first + events[HISTORY_END].to_numpy().astype(np.int64)
+    order = place
+    if shuffle_seed is not None:
+        order = np.lexsort((np.random.default_rng(shuffle_seed).random(len(place)), history_end))
+    titles, line = _distinct(histories.titles)
+    outcomes, suffix = _distinct(list(zip(histories.ratings, histories.labels, strict=True)))
+    texts = [*map(prompts.line, titles), *(prompts.suffix(Event("", *outcome)) for outcome in outcomes)]
+    prompts.pieces.warm(texts)
+    lengths = np.array([len(prompts.pieces.text(prompts.line(title))) for title in titles])[line]
+    room = lengths
+    if histories.items is not histories.titles:
+        items, item = _distinct(histories.items)
+        room = np.array([len(prompts.pieces.text(prompts.line(text))) for text in items])[item]
+        room = room + (lengths - room).max()
+    asked = np.zeros(len(place), dtype=bool)
+    asked[rows] = True
+    return lay_windows(
+        Timelines(order, first, history_end, line[order], suffix[order] + len(titles), room[order]),
+        np.flatnonzero(asked[order]),
+        [prompts.pieces.text(text) for text in texts],
+        prompts.head,
+        events[LABEL].to_numpy(),
+        histories.prior,
+        prompts.cutoff_len,
+        overlap,
+        prompts.suffix_room(),
+    )
+
+
+def encode_pointwise(prompts: PointwisePrompts, histories: EventHistories, rows: npt.NDArray[np.int64]) -> Trees:
+    """Trees of the pointwise layout for these events, one each, in their order.
+
+    Raises:
+        DataError: a prompt does not fit `cutoff_len` even without history.
         ModelError: the tokenizer joins text across items (checked on a sample).
     """
-    if len(rows) == 0:
-        raise DataError("no events to encode: this split is empty; prepare with more users or a lower history_len")
-    shown = sorted({at for row in rows for at in range(histories.starts[row], histories.stops[row])})
-    cached = {at: histories.event(at) for at in shown}
+    seen = sorted({at for row in rows for at in range(histories.starts[row], histories.stops[row])})
+    cached = {at: histories.event(at) for at in seen}
     longest = int((histories.stops - histories.starts)[rows].max())
     prompts.warm(list(dict.fromkeys(cached.values())), list({histories.titles[row] for row in rows}), longest)
-    for row in rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)]:
-        prompts.check_pieces(histories.history(int(row)), histories.titles[row])
-    chunks: list[npt.NDArray[np.int32]] = []
-    dropped = np.zeros(len(rows), dtype=np.int32)
+    _check_sample(prompts, histories, rows)
+    chunks: list[npt.ArrayLike] = []
+    shown_from = histories.starts[rows].copy()
     for index, row in enumerate(rows.tolist()):
         history = [cached[at] for at in range(histories.starts[row], histories.stops[row])]
         prompt = prompts.build(history, histories.titles[row])
         chunks.append(np.array(prompt.tokens, dtype=np.int32))
-        dropped[index] = prompt.dropped
-    lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
-    return Trees(
-        tokens=np.concatenate(chunks),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        answer_at=(lengths - 1).astype(np.int32),
-        answer_offsets=np.arange(len(rows) + 1, dtype=np.int64),
-        labels=events[LABEL].to_numpy()[rows].astype(np.int32),
-        rows=rows.astype(np.int32),
-        dropped=dropped,
-    )
+        shown_from[index] += prompt.dropped
+    return Trees.of_prompts(chunks, np.array(histories.labels)[rows], rows, shown_from, histories.prior[rows])
 
 
-def cache_key(config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64]) -> str:
+def cache_key(
+    config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64], shuffled: bool = False
+) -> str:
     """What the trees depend on, hashed: data, rows, tokenizer, template, prompt keys and texts, the file's format."""
     values = {key: getattr(config, key) for key in PROMPT_KEYS} | {"texts": asdict(texts_for(config))}
+    if shuffled:
+        values["shuffled with seed"] = config.seed
     return hash_text(
         _FORMAT,
         __version__,
@@ -162,9 +280,10 @@ def encode(
     events: pl.DataFrame,
     catalog: pl.DataFrame,
     content_hash: str,
-    prompts: PointwisePrompts,
+    prompts: Prompts,
     rows: npt.NDArray[np.int64],
     say: Say,
+    training: bool = False,
 ) -> Trees:
     """The trees of these events, from the cache where it holds them.
 
@@ -174,24 +293,38 @@ def encode(
         catalog: its items.
         content_hash: hash of both, from the dataset's `meta.json`.
         prompts: the prompt builder of this configuration.
-        rows: int64 [n]; indices into `events`.
+        rows: int64 [n]; indices into `events`, ascending.
         say: prints one line.
+        training: whether to change what is shown as the configuration asks for training only.
+
+    Raises:
+        DataError: there are no events, or a prompt does not fit `cutoff_len` even without history.
+        ModelError: the tokenizer joins text across items (checked on a sample).
     """
-    key = cache_key(config, content_hash, prompts.pieces, rows)
+    if len(rows) == 0:
+        raise DataError("no events to encode: this split is empty; prepare with more users or a lower history_len")
+    shuffle = training and config.layout == "stream" and config.shuffle_moments
+    key = cache_key(config, content_hash, prompts.pieces, rows, shuffle)
     path = config.preprocessing_cache_dir / f"{key}.safetensors"
     if path.exists():
         trees = _load(path)
         if trees is not None:
-            say(f"tokens: {len(trees):,} prompts from the cache {path}")
+            say(f"tokens: {len(trees):,} sequences from the cache {path}")
             return trees
         say(f"tokens: the cache file {path} is damaged; it is made again")
-    trees = encode_rows(prompts, EventHistories(events, catalog, config), events, rows)
+    histories = EventHistories(events, catalog, config)
+    if isinstance(prompts, StreamPrompts):
+        seed = config.seed if shuffle else None
+        trees = encode_stream(prompts, histories, events, rows, config.window_overlap, seed)
+    else:
+        trees = encode_pointwise(prompts, histories, rows)
+        shortened = int((trees.shown_from > histories.starts[rows]).sum())
+        if shortened:
+            say(
+                f"tokens: {shortened:,} of {len(trees):,} prompts lost their oldest events to fit "
+                f"cutoff_len={config.cutoff_len}"
+            )
     _save(trees, path)
-    if trees.dropped.any():
-        say(
-            f"tokens: {int((trees.dropped > 0).sum()):,} of {len(trees):,} prompts lost their oldest events to fit "
-            f"cutoff_len={config.cutoff_len}"
-        )
     return trees
 
 

@@ -1,9 +1,8 @@
-"""`inspect`: what becomes of an event on its way to the model, and how long the prompts are."""
+"""`inspect`: how long the prompts or the windows of streams are, and how they pack."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,13 @@ import numpy.typing as npt
 from rich.console import Console
 
 from rectune.config import Config
-from rectune.data.columns import LABEL, TRAIN
-from rectune.errors import DataError
+from rectune.data.columns import USER_ID
 from rectune.prompt.dataset import Dataset
-from rectune.prompt.encode import EventHistories, sample_rows
+from rectune.prompt.encode import EventHistories
 from rectune.prompt.packs import pack
-from rectune.prompt.pointwise import PointwisePrompts
-from rectune.wording import history_line, texts_for, user_input
+from rectune.prompt.stream import StreamPrompts
+from rectune.prompt.tree import Trees
+from rectune.wording import history_line, stream_suffix, texts_for, user_input
 
 RULE = "─" * 76
 NO_CUT = 1 << 20
@@ -26,68 +25,6 @@ _BINS = 16
 _WIDTH = 40
 
 Lengths = npt.NDArray[np.int64]
-
-
-def show_examples(config: Config, data: Dataset, prompts: PointwisePrompts, count: int, console: Console) -> None:
-    """The six steps of the first training examples: record, messages, templated text, tokens, truncation, mask."""
-    rows = sample_rows(data.events, TRAIN, None, config.seed)
-    histories = EventHistories(data.events, data.catalog, config)
-    tokenizer, verbalizer = prompts.pieces.tokenizer, prompts.verbalizer
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    uncut = PointwisePrompts(config.with_overrides(cutoff_len=NO_CUT), prompts.pieces)
-    # Spread over the users, since the first rows are all the first user's.
-    for number, row in enumerate(rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist(), start=1):
-        history, candidate = histories.history(row), histories.titles[row]
-        word = verbalizer.word(int(data.events[LABEL][row]))
-        lines = [
-            history_line(at, event.title, event.rating, verbalizer.word(event.label), config.history_shows)
-            for at, event in enumerate(history, start=1)
-        ]
-        content = user_input(prompts.texts, lines, candidate)
-        record = {
-            "instruction": prompts.texts.instruction,
-            "input": content,
-            "output": word,
-            "system": prompts.texts.system,
-        }
-        say(f"{RULE}\nEXAMPLE {number}\n{RULE}")
-        say("[STEP 1] Record\n" + json.dumps(record, indent=2, ensure_ascii=False))
-        say("\n[STEP 2] Messages")
-        if prompts.frame is not None:
-            for message in prompts.messages(content):
-                say(f"  {message['role']}: {message['content']}")
-            say(f"  assistant: {word}")
-        else:
-            say(f"  none: prompt_format={config.prompt_format} is plain text")
-        say("\n[STEP 3] Text after the template, with the answer")
-        end = tokenizer.decode([verbalizer.end_id])
-        space = "" if prompts.frame is not None else " "
-        classifies = config.prompt_format == "classifier"
-        before = uncut.build(history, candidate)
-        say(prompts.text(history, candidate) + ("" if classifies else space + word + end))
-        answer = [] if classifies else [verbalizer.token(int(data.events[LABEL][row])), verbalizer.end_id]
-        ids = [*before.tokens, *answer]
-        say(f"\n[STEP 4] Tokens: {len(ids)}\n  first 12: {ids[:12]}\n  last 12:  {ids[-12:]}")
-        say(f"\n[STEP 5] Truncation at cutoff_len={config.cutoff_len}")
-        try:
-            built = prompts.build(history, candidate)
-        except DataError as error:
-            say(f"  {error}\n")
-            continue
-        ids = [*built.tokens, *answer]
-        if built.dropped:
-            say(f"  the {built.dropped} oldest of {len(history)} events are left out, whole: {len(ids)} tokens remain")
-        else:
-            say(f"  nothing is left out ({len(ids)} <= {config.cutoff_len})")
-        say("\n[STEP 6] Where the loss is taken")
-        if classifies:
-            say(f"  at the last token, by a classification head: the class is {word!r}\n")
-            continue
-        say(f"  masked: {len(built.tokens)} prompt tokens; trained: 2")
-        say(f"  after token {len(built.tokens) - 1} comes {word!r} ({ids[-2]}), after it {end!r} ({ids[-1]})\n")
 
 
 def character_lengths(config: Config, data: Dataset, rows: npt.NDArray[np.int64]) -> Lengths:
@@ -102,6 +39,16 @@ def character_lengths(config: Config, data: Dataset, rows: npt.NDArray[np.int64]
             for at, event in enumerate(histories.history(row), start=1)
         ]
         lengths.append(fixed + len(user_input(texts, lines, histories.titles[row])))
+    return np.array(lengths, dtype=np.int64)
+
+
+def line_characters(config: Config, data: Dataset, rows: npt.NDArray[np.int64]) -> Lengths:
+    """Characters of each event's line in a stream, with what stands behind its cue, without any tokenizer."""
+    histories, words = EventHistories(data.events, data.catalog, config), (config.negative_label, config.positive_label)
+    lengths = []
+    for event in map(histories.event, rows.tolist()):
+        suffix = stream_suffix(event.rating, words[event.label], config.history_shows)
+        lengths.append(len(event.title + config.stream_cue + suffix))
     return np.array(lengths, dtype=np.int64)
 
 
@@ -153,6 +100,36 @@ def truncation_verdict(lengths: Lengths, cutoff: int) -> str:
     return f"{verdict}; suggested cutoff_len: {suggested}"
 
 
+def _packing(held: Lengths, config: Config, noun: str, about: str) -> tuple[dict[str, Any], str]:
+    """Packs of these lengths as training would make them: figures, and a line for a person."""
+    capacity = config.cutoff_len
+    packs = pack(held, capacity, config.seed)
+    inside = sum(map(len, packs))
+    fill = float(held.sum() / (len(packs) * capacity))
+    figures = {"packs": len(packs), noun: inside, "lost": len(held) - inside, "fill": fill}
+    return figures, (
+        f"packing{about}: {inside:,} {noun} in {len(packs):,} packs of {capacity} tokens, {fill:.1%} full, "
+        f"{inside / len(packs):.2f} {noun} a pack, {len(held) - inside} lost"
+    )
+
+
+def _print_statistics(lengths: Lengths, found: dict[str, Any], heading: str, say: Callable[[str], None]) -> None:
+    say(f"{RULE}\n{heading}\n{RULE}")
+    for name, value in found.items():
+        if isinstance(value, float):
+            say(f"  {name:>6}: {value:,.2f}")
+    say("")
+    for line in histogram(lengths):
+        say(line)
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    return say
+
+
 def report_lengths(
     lengths: Lengths,
     unit: str,
@@ -161,7 +138,7 @@ def report_lengths(
     packed: bool,
     console: Console,
 ) -> dict[str, Any]:
-    """Print statistics, histogram, verdict and packing; return them for JSON.
+    """Print statistics, histogram, verdict and packing of the pointwise layout; return them for JSON.
 
     Args:
         lengths: int64 [prompts]; answer included.
@@ -172,30 +149,92 @@ def report_lengths(
         console: where to print.
     """
     found: dict[str, Any] = {"prompts": len(lengths), "unit": unit, **summary(lengths, percentiles)}
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    say(f"{RULE}\nLENGTHS of {len(lengths):,} training prompts, answer included, in {unit}\n{RULE}")
-    for name, value in found.items():
-        if isinstance(value, float):
-            say(f"  {name:>6}: {value:,.2f}")
-    say("")
-    for line in histogram(lengths):
-        say(line)
+    say = _printer(console)
+    _print_statistics(lengths, found, f"LENGTHS of {len(lengths):,} training prompts, answer included, in {unit}", say)
     if unit == "tokens":
         found["verdict"] = truncation_verdict(lengths, config.cutoff_len)
         found["truncated"] = int((lengths > config.cutoff_len).sum())
         say(f"\n{found['verdict']}")
         if packed:
-            capacity, held = config.cutoff_len, np.minimum(lengths, config.cutoff_len)
-            packs = pack(held, capacity, config.seed)
-            inside = sum(map(len, packs))
-            fill = float(held.sum() / (len(packs) * capacity))
-            found["packing"] = {"packs": len(packs), "prompts": inside, "lost": len(lengths) - inside, "fill": fill}
             about = " (cut lengths estimated)" if found["truncated"] else ""
-            say(
-                f"packing{about}: {inside:,} prompts in {len(packs):,} packs of {capacity} tokens, {fill:.1%} full, "
-                f"{inside / len(packs):.2f} prompts a pack, {len(lengths) - inside} lost"
-            )
+            held = np.minimum(lengths, config.cutoff_len)
+            found["packing"], line = _packing(held, config, "prompts", about)
+            say(line)
+    return found
+
+
+def report_lines(lengths: Lengths, percentiles: Sequence[float], console: Console) -> dict[str, Any]:
+    """Print and return the lengths of a stream's lines in characters: windows are cut by tokens, lines are not."""
+    found: dict[str, Any] = {"labels": len(lengths), "unit": "characters", **summary(lengths, percentiles)}
+    heading = f"LENGTHS of {len(lengths):,} training events' lines in a stream, one a label, in characters"
+    _print_statistics(lengths, found, heading, _printer(console))
+    return found
+
+
+def window_figures(data: Dataset, prompts: StreamPrompts, histories: EventHistories, trees: Trees) -> dict[str, Any]:
+    """What windows hold: labels, branches, and how many tokens they repeat.
+
+    Repeated are the tokens of a user's second and later windows that stand before their first answer: the history
+    that an earlier window has shown or asked about.
+    """
+    labels = np.diff(trees.answer_offsets)
+    opening = trees.answer_offsets[:-1]
+    rows = trees.rows[opening]
+    users = data.events[USER_ID].gather(rows).rle_id().to_numpy()
+    later = np.diff(users, prepend=-1) == 0
+    repeated = 0
+    for tree in np.flatnonzero(later).tolist():
+        asked = prompts.pieces.text(prompts.line(histories.titles[rows[tree]]))
+        depth = int(trees.depths(tree)[trees.answer_at[opening[tree]]])
+        repeated += depth + 1 - len(asked) - len(prompts.head)
+    branches = len(trees.branch_at)
+    return {
+        "users": int(users[-1]) + 1,
+        "labels": len(trees.labels),
+        "tokens": len(trees.tokens),
+        "tokens_per_label": len(trees.tokens) / len(trees.labels),
+        "labels_per_window": {"min": int(labels.min()), "max": int(labels.max()), "mean": float(labels.mean())},
+        "trunk_answers": len(trees.labels) - branches,
+        "branch_answers": branches,
+        "repeated_share": repeated / len(trees.tokens),
+        "history_events_mean": float((histories.stops[trees.rows] - trees.shown_from).mean()),
+    }
+
+
+def report_windows(
+    trees: Trees,
+    figures: dict[str, Any],
+    percentiles: Sequence[float],
+    config: Config,
+    packed: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Print statistics, histogram, contents and packing of the stream layout's windows; return them for JSON.
+
+    Args:
+        trees: the windows.
+        figures: what `window_figures` found in them.
+        percentiles, config, packed, console: as `report_lengths` takes them.
+    """
+    statistics = summary(trees.lengths, percentiles)
+    found: dict[str, Any] = {"windows": len(trees), "unit": "tokens", **statistics, **figures}
+    say = _printer(console)
+    _print_statistics(trees.lengths, statistics, f"LENGTHS of {len(trees):,} training windows, in tokens", say)
+    held = figures["labels_per_window"]
+    say(
+        f"\nwindows: the timelines of {figures['users']:,} users in pieces of at most cutoff_len={config.cutoff_len} "
+        "tokens; no event is left out, and each training event is asked about once"
+    )
+    say(
+        f"labels: {figures['labels']:,}, {figures['tokens_per_label']:.1f} tokens a label; {held['min']} to "
+        f"{held['max']} a window, mean {held['mean']:.1f}; {figures['trunk_answers']:,} on trunks, "
+        f"{figures['branch_answers']:,} on branches"
+    )
+    say(
+        f"history: {figures['history_events_mean']:.1f} events before an answer on average; "
+        f"{figures['repeated_share']:.1%} of the tokens repeat what an earlier window of the user held"
+    )
+    if packed:
+        found["packing"], line = _packing(trees.lengths, config, "windows", "")
+        say(line)
     return found

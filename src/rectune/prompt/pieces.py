@@ -111,6 +111,34 @@ class Pieces:
                     run += part
         return [*ids, *self.text(run)] if run else ids
 
+    def start_token(self, prompt_format: str) -> list[int]:
+        """The beginning-of-text token that this tokenizer puts before plain text, if it does; a chat template's own
+        text begins with it already."""
+        if prompt_format == "chat":
+            return []
+        bare, full = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
+        return list(full[: len(full) - len(bare)]) if full[-len(bare) :] == bare else []
+
+    def check_whole(self, tokens: list[int], whole: str, content: list[str], start: list[int]) -> None:
+        """Compare a prompt's ids with those of its whole string.
+
+        Args:
+            tokens: the ids put together from pieces.
+            whole: the same prompt as one string.
+            content: the texts in it that come from data.
+            start: ids before the string's own.
+
+        Raises:
+            ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
+        """
+        if any(marker in text for marker in self.special_ids for text in content):
+            return  # the whole string would turn the title's marker into a special token; the pieces must not
+        if tokens != [*start, *self.tokenizer(whole, add_special_tokens=False).input_ids]:
+            raise ModelError(
+                f"the tokenizer {type(self.tokenizer).__name__} joins text across the items of a prompt, which "
+                "rectune does not support; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
+            )
+
     def last_plain_text(self, text: str) -> str:
         """The plain text behind the last special token of a template's text."""
         return self._special.split(text)[-1] if self._special else text

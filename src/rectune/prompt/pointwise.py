@@ -7,11 +7,11 @@ joined, the parts are the prompt's text, and their ids are the prompt's tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 from rectune.config import Config
-from rectune.errors import DataError, ModelError
+from rectune.errors import DataError
+from rectune.prompt.events import Event, Prompt
 from rectune.prompt.pieces import ChatFrame, Pieces, end_of_text
 from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
 from rectune.wording import (
@@ -22,27 +22,6 @@ from rectune.wording import (
     texts_for,
     user_input,
 )
-
-
-class Event(NamedTuple):
-    """One event of a history: the item's text, its rating and its 0/1 label."""
-
-    title: str
-    rating: float | None
-    label: int
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt that ends where the answer begins.
-
-    Attributes:
-        tokens: its token ids.
-        dropped: how many of the oldest events were left out to fit.
-    """
-
-    tokens: list[int]
-    dropped: int
 
 
 class PointwisePrompts:
@@ -77,14 +56,6 @@ class PointwisePrompts:
         self._tail = pieces.template(self._closing())
 
     # --- fixed text around history and candidate ---
-
-    def _start_token(self) -> list[int]:
-        """The beginning-of-text token that this tokenizer puts before plain text, if it does."""
-        if self.format == "chat":
-            return []
-        tokenizer = self.pieces.tokenizer
-        bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
-        return list(full[: len(full) - len(bare)]) if full[-len(bare) :] == bare else []
 
     def _lead(self, text: str) -> str:
         """Text above the history's heading, with the line ends between the two.
@@ -132,7 +103,8 @@ class PointwisePrompts:
         head = self._heads.get(count)
         if head is None:
             heading = history_heading(self.texts, count) + "\n" if self.texts.history_header else ""
-            head = self._heads[count] = [*self._start_token(), *self.pieces.template(self._opening() + heading)]
+            opening = self.pieces.template(self._opening() + heading)
+            head = self._heads[count] = [*self.pieces.start_token(self.format), *opening]
         return head
 
     # --- prompts ---
@@ -194,7 +166,7 @@ class PointwisePrompts:
             tokens = self.pieces.mixed(parts)
         else:
             parts = [(self._opening(), True), (content, False), (self._ending(), True)]
-            tokens = [*self._start_token(), *self.pieces.mixed(parts)]
+            tokens = [*self.pieces.start_token(self.format), *self.pieces.mixed(parts)]
         return Prompt(tokens, 0)
 
     def _ending(self) -> str:
@@ -232,13 +204,10 @@ class PointwisePrompts:
             ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
         """
         built = self.build(history, candidate)
-        whole = self.text(history[built.dropped :], candidate)
-        content = [*(event.title for event in history), candidate]
-        if any(marker in title for marker in self.pieces.special_ids for title in content):
-            return  # the whole string would turn the title's marker into a special token; the pieces must not
-        expected = [*self._start_token(), *self.pieces.tokenizer(whole, add_special_tokens=False).input_ids]
-        if built.tokens != expected:
-            raise ModelError(
-                f"the tokenizer {type(self.pieces.tokenizer).__name__} joins text across the items of a prompt, which "
-                "rectune does not support; take a model with a byte-level tokenizer (Qwen, SmolLM, Llama 3)"
-            )
+        shown = history[built.dropped :]
+        self.pieces.check_whole(
+            built.tokens,
+            self.text(shown, candidate),
+            [*(event.title for event in shown), candidate],
+            self.pieces.start_token(self.format),
+        )

@@ -25,6 +25,7 @@ from rectune.report.verdict import summary_table
 from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
+from rectune.score.settings import uses_rates
 from rectune.train.start import HISTORY
 from rectune.train.train import VALIDATION_PREDICTIONS
 
@@ -66,6 +67,12 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
     """What a reader needs to make the figures again."""
     config = run.config
     history = f"{config.history_len} events of history, prompts of at most {config.cutoff_len} tokens"
+    if config.layout == "stream":
+        history = f"streams in windows of at most {config.cutoff_len} tokens"
+    if uses_rates(config):
+        ways = {"as a prior": config.prior == "item_rate", "in the text": config.item_rate_text}
+        used = " and ".join(way for way, on in ways.items() if on)
+        history += f", item like-rates ({config.item_rate_from.replace('_', ' ')}) {used}"
     return {
         "model": f"{run.settings.base_model} with LoRA (rank {config.lora_rank}, {config.lora_target}), {run.folder}",
         "data": f"{data.meta['name']}, {split} split of each user's timeline, {history}",

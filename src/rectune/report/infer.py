@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rectune.baselines.item_rates import ItemRates, rate_text
 from rectune.data.columns import LABEL
-from rectune.errors import DataError
+from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
 from rectune.measure.classification import probability
-from rectune.prompt.pointwise import Event, Prompt
+from rectune.prompt.events import Event, Prompt
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
 from rectune.score.generate import extract_label, generate_answers, generated_line
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
 from rectune.score.scorer import score_trees
+from rectune.score.settings import uses_rates
 from rectune.wording import one_line
 
 Say = Callable[[str], None]
@@ -31,16 +33,20 @@ _CANNED = {
     "history_titles": ["Toy Story (1995)", "Apollo 13 (1995)", "Braveheart (1995)", "Waterworld (1995)"],
     "history_ratings": [4.0, 5.0, 4.0, 2.0],
     "candidate_title": "Shawshank Redemption, The (1994)",
+    # The films are in no dataset.
+    "history_item_ids": [None, None, None, None],
+    "candidate_item_id": None,
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt from a file: its tokens, its label where the file gives one, and the record it came from."""
+    """One prompt from a file: its tokens, its label where the file gives one, the record it came from, its prior."""
 
     prompt: Prompt
     label: int | None
     record: dict[str, Any]
+    prior: float = 0.0
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
@@ -99,12 +105,57 @@ def _label(run: OpenRun, word: Any, where: str) -> int | None:
     return known[word]
 
 
+def _rate(run: OpenRun, item: Any) -> tuple[float, int]:
+    """Like-rate and count of an item, by its id; an unknown one's is that of an unrated item."""
+    rates = run.settings.item_rates
+    return rates.get(None if item is None else str(item), rates[None])
+
+
+def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -> list[Any]:
+    """The item ids of a record, one for the candidate or `count` for the history; null is an item without ratings.
+
+    Raises:
+        DataError: they are not there, or not as many as the titles.
+    """
+    if key not in record:
+        raise DataError(
+            f"{where}: no {key}, but this run knows items by their like-rates; give the ids of its dataset, or null "
+            "for an item that it does not hold"
+        )
+    found = _checked(record, key, (str, int, type(None)), count is not None, where)
+    if count is not None and len(found) != count:
+        raise DataError(f"{where}: {count} history_titles but {len(found)} {key}")
+    return found if count is not None else [found]
+
+
+def _with_rates(
+    run: OpenRun, record: dict[str, Any], titles: list[str], candidate: str, where: str
+) -> tuple[list[str], str, float]:
+    """Texts of history and candidate with their like-rates where the run writes them, and the candidate's prior.
+
+    Raises:
+        DataError: the run needs item ids, and the record does not give them.
+    """
+    config = run.config
+    if not uses_rates(config):
+        return titles, candidate, 0.0
+    rate, count = _rate(run, *_item_ids(record, "candidate_item_id", None, where))
+    prior = ItemRates(np.array([rate]), np.array([count])).log_odds[0] if config.prior == "item_rate" else 0.0
+    if config.item_rate_text:
+        candidate += rate_text(rate, count)
+        if titles:
+            items = _item_ids(record, "history_item_ids", len(titles), where)
+            titles = [title + rate_text(*_rate(run, item)) for title, item in zip(titles, items, strict=True)]
+    return titles, candidate, float(prior)
+
+
 def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
     """The prompt of one record: `history_titles` and `candidate_title`, or Alpaca's instruction and input.
 
     Raises:
         DataError: the record has neither form, its label is not one of the two words, a rating that the prompt shows
-            is missing, or the record brings a system text or instruction other than the run's.
+            or an item id that its like-rate needs is missing, or it is an Alpaca record and brings a system text or
+            instruction other than the run's, or the run cannot take one.
     """
     if "candidate_title" in record:
         # The texts are there where a prompt says something else of an item than its title (`item_text`).
@@ -124,40 +175,47 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
                 f"{where}: history_ratings: {ratings.count(None)} of {len(titles)} are missing, but this run's prompts "
                 f"show each title with its {run.prompts.shows}; give a rating for every title"
             )
+        titles, candidate, prior = _with_rates(run, record, [*map(one_line, titles)], one_line(candidate), where)
         threshold = run.config.rating_threshold
         history = [
-            Event(one_line(title), rating, int(rating is not None and rating >= threshold))
+            Event(title, rating, int(rating is not None and rating >= threshold))
             for title, rating in zip(titles, ratings, strict=True)
-        ][-run.config.history_len :]
-        prompt = run.prompts.build(history, one_line(candidate))
-        return Question(prompt, _label(run, record.get("label"), where), record)
+        ]
+        if run.config.layout == "pointwise":
+            history = history[-run.config.history_len :]
+        prompt = run.prompts.build(history, candidate)
+        return Question(prompt, _label(run, record.get("label"), where), record, prior)
     if "input" in record:
         texts = run.prompts.texts
         for key in ("system", "instruction", "input"):
             if key in record:
                 _checked(record, key, (str,), False, where)
+        try:
+            prompt = run.prompts.record(texts.system, texts.instruction, record["input"])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        if uses_rates(run.config):
+            raise DataError(
+                f"{where}: an Alpaca record names no items, but this run knows them by their like-rates; give records "
+                "with candidate_title and candidate_item_id (test_raw.jsonl)"
+            )
         for key, own in (("system", texts.system), ("instruction", texts.instruction)):
             if record.get(key, own).strip() != own:
                 raise DataError(
                     f"{where}: {key} is {record[key][:60]!r}, but the run was trained with {own[:60]!r}; "
                     f"leave {key} out of the record, or give a file of the run's own dataset"
                 )
-        prompt = run.prompts.record(texts.system, texts.instruction, record["input"])
         return Question(prompt, _label(run, record.get("output"), where), record)
     raise DataError(f"{where}: neither candidate_title nor input; found {', '.join(record) or 'nothing'}")
 
 
 def _trees(questions: list[Question]) -> Trees:
-    lengths = np.array([len(question.prompt.tokens) for question in questions], dtype=np.int64)
-    count = len(questions)
-    return Trees(
-        tokens=np.concatenate([np.array(question.prompt.tokens, dtype=np.int32) for question in questions]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        answer_at=(lengths - 1).astype(np.int32),
-        answer_offsets=np.arange(count + 1, dtype=np.int64),
-        labels=np.array([question.label or 0 for question in questions], dtype=np.int32),
-        rows=np.arange(count, dtype=np.int32),
-        dropped=np.array([question.prompt.dropped for question in questions], dtype=np.int32),
+    return Trees.of_prompts(
+        [question.prompt.tokens for question in questions],
+        [question.label or 0 for question in questions],
+        np.arange(len(questions)),
+        [question.prompt.dropped for question in questions],
+        [question.prior for question in questions],
     )
 
 
@@ -166,7 +224,7 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
     trees, size = _trees(questions), run.config.per_device_eval_batch_size
     verbalizer = run.prompts.verbalizer
     with run.model.disable_adapter() if which == UNTUNED else nullcontext():
-        log_odds = score_trees(run.model, trees, verbalizer, size)
+        log_odds = score_trees(run.model, trees, verbalizer, size, run.loaded.attention)
         texts = (
             generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size) if mode == "generate" else None
         )
@@ -185,9 +243,14 @@ def infer_demo(run: OpenRun, say: Say) -> None:
     """One canned prompt, answered by the untuned and by the tuned model."""
     asked = question(run, _CANNED, "the canned prompt")
     say(run.loaded.tokenizer.decode(asked.prompt.tokens))
+    if uses_rates(run.config):
+        rate, _ = _rate(run, None)
+        say(f"item rates: these films are in no dataset, so all have the like-rate of an unrated item ({rate:.0%})")
+    mode = "generate" if run.config.prior == "none" else "logits"  # a generated answer cannot have a prior added
     for which in (UNTUNED, TUNED):
-        row = answer(run, [asked], which, "generate").row(0, named=True)
-        say(f"{which:>8}: P({run.prompts.verbalizer.positive}) = {row['score']:.3f}   says {row['generated']!r}")
+        row = answer(run, [asked], which, mode).row(0, named=True)
+        says = f"   says {row['generated']!r}" if mode == "generate" else ""
+        say(f"{which:>8}: P({run.prompts.verbalizer.positive}) = {row['score']:.3f}{says}")
 
 
 def _check_lengths(run: OpenRun, questions: list[Question], file: Path, say: Say) -> None:
@@ -196,7 +259,8 @@ def _check_lengths(run: OpenRun, questions: list[Question], file: Path, say: Say
     Raises:
         DataError: a record is longer than the model can read at all.
     """
-    sizes = [len(question.prompt.tokens) + 2 for question in questions]
+    ending = 2 if run.config.layout == "pointwise" else 0
+    sizes = [len(question.prompt.tokens) + ending for question in questions]
     most = getattr(run.model.config, "max_position_embeddings", None)
     if most is not None and max(sizes) > most:
         number = next(number for number, size in enumerate(sizes, start=1) if size > most)
@@ -236,11 +300,17 @@ def infer_file(
     `metrics_summary.json` on the records that carry a label.
 
     Raises:
+        ConfigError: the run has a prior, which a generated answer cannot have.
         DataError: see `read_records` and `question`.
     """
+    if mode == "generate" and run.config.prior != "none":
+        raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
     _check_lengths(run, asked, file, say)
+    if uses_rates(run.config):
+        unrated = sum(str(record["candidate_item_id"]) not in run.settings.item_rates for record in records)
+        say(f"item rates: {unrated:,} of {len(records):,} candidates have none and get that of an unrated item")
     unlabelled = sum(item.label is None for item in asked)
     names = {TUNED: "lora"} | ({UNTUNED: "base"} if compare_base else {})
     summary: dict[str, Any] = {}

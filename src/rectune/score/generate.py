@@ -88,11 +88,12 @@ def generate_answers(
     try:
         for batch in scoring_batches(trees, batch_size):
             # generate() continues after the last column, so prompts are moved to the right end of their rows.
-            width = batch.input_ids.shape[1]
-            input_ids = torch.full_like(batch.input_ids, verbalizer.end_id)
-            mask = torch.zeros_like(batch.input_ids)
+            prompts = torch.from_numpy(batch.input_ids)
+            width = prompts.shape[1]
+            input_ids = torch.full_like(prompts, verbalizer.end_id)
+            mask = torch.zeros_like(prompts)
             for row, last in enumerate(batch.positions.tolist()):
-                input_ids[row, width - last - 1 :] = batch.input_ids[row, : last + 1]
+                input_ids[row, width - last - 1 :] = prompts[row, : last + 1]
                 mask[row, width - last - 1 :] = 1
             with torch.inference_mode(), exact_labels(model, verbalizer):
                 output = model.generate(

@@ -12,8 +12,8 @@ from rectune.errors import ModelError
 from rectune.files import hash_file
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
+from rectune.prompt.layouts import Prompts, prompts_for
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import PointwisePrompts
 from rectune.score.settings import AdapterSettings, load_settings, prompt_of, quantization_of
 
 
@@ -35,7 +35,7 @@ class OpenRun:
     settings: AdapterSettings
     model: Any
     loaded: Loaded
-    prompts: PointwisePrompts
+    prompts: Prompts
 
     @property
     def adapter_hash(self) -> str:
@@ -101,7 +101,7 @@ def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> 
     dtype = str(loaded.dtype).removeprefix("torch.")
     if dtype != settings.dtype:
         say(f"precision: trained in {settings.dtype}, scored in {dtype}: scores move a little")
-    prompts = PointwisePrompts(config, Pieces(loaded.tokenizer))
+    prompts = prompts_for(config, Pieces(loaded.tokenizer))
     settings.check_verbalizer(prompts.verbalizer)
     model = load_adapter(loaded.model, folder)
     return OpenRun(folder, config, settings, model, loaded, prompts)

@@ -18,8 +18,7 @@ def prediction_frame(
     data: Dataset,
     rows: npt.NDArray[Any],
     log_odds: npt.NDArray[np.float64],
-    history_len: int | None = None,
-    dropped: npt.NDArray[Any] | None = None,
+    shown_from: npt.NDArray[Any] | None = None,
 ) -> pl.DataFrame:
     """One line per answer.
 
@@ -27,8 +26,8 @@ def prediction_frame(
         data: the dataset.
         rows: int [answers]; rows of its events.
         log_odds: float64 [answers].
-        history_len: adds the titles of the history shown and of the candidate when given.
-        dropped: int [answers]; how many of the oldest events each prompt left out to fit.
+        shown_from: int [answers]; row of the oldest event that each prompt showed; adds the titles of the history
+            shown and of the candidate.
 
     Returns:
         row_id, user_id, item_id, label, log_odds, score, and where asked candidate_title and history_titles.
@@ -39,16 +38,15 @@ def prediction_frame(
         log_odds=pl.Series(log_odds, dtype=pl.Float64),
         score=pl.Series(probability(log_odds), dtype=pl.Float64),
     )
-    if history_len is None:
+    if shown_from is None:
         return frame
     names = dict(zip(data.catalog["item_id"].to_list(), data.catalog["title"].to_list(), strict=True))
     titles = [names.get(item, "") for item in data.events[ITEM_ID].to_list()]
-    starts, stops = history_slices(data.events, history_len)
-    firsts = starts[rows] if dropped is None else starts[rows] + dropped
+    stops = history_slices(data.events, data.events.height)[1]
     with_titles: pl.DataFrame = frame.with_columns(
         candidate_title=pl.Series([titles[row] for row in rows], dtype=pl.String),
         history_titles=pl.Series(
-            [titles[first : stops[row]] for first, row in zip(firsts, rows, strict=True)], dtype=pl.List(pl.String)
+            [titles[first : stops[row]] for first, row in zip(shown_from, rows, strict=True)], dtype=pl.List(pl.String)
         ),
     )
     return with_titles

@@ -18,7 +18,7 @@ from rectune.errors import ConfigError
 from rectune.files import atomic_path, hash_text
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import encode, sample_rows
+from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.tree import Trees
 from rectune.score.generate import extract_label, generate_answers
 from rectune.score.open_run import OpenRun
@@ -38,10 +38,9 @@ def split_rows(run: OpenRun, data: Dataset, split: str) -> npt.NDArray[np.int64]
     Raises:
         ConfigError: the split is neither test nor validation.
     """
-    limits = {TEST: run.config.max_test_samples, VALIDATION: run.config.max_eval_samples}
-    if split not in limits:
+    if split not in (TEST, VALIDATION):
         raise ConfigError(f"--split: got {split!r}, allowed: test, validation")
-    return sample_rows(data.events, split, limits[split], run.config.seed)
+    return split_sample(run.config, data.events, split)
 
 
 def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Callable[[int], None]) -> pl.DataFrame:
@@ -49,10 +48,10 @@ def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Cal
     size = run.config.per_device_eval_batch_size
     verbalizer = run.prompts.verbalizer
     with run.model.disable_adapter() if which == UNTUNED else nullcontext():
-        log_odds = score_trees(run.model, trees, verbalizer, size, advance)
+        log_odds = score_trees(run.model, trees, verbalizer, size, run.loaded.attention, advance)
         frame = pl.DataFrame({"log_odds": log_odds})
         if mode == "generate":
-            texts = generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size)
+            texts = generate_answers(run.model, trees.plain(), run.loaded.tokenizer, verbalizer, size)
             labels = [extract_label(text, verbalizer) for text in texts]
             frame = frame.with_columns(
                 generated=pl.Series(texts, dtype=pl.String), generated_label=pl.Series(labels, dtype=pl.Int64)
@@ -99,6 +98,8 @@ def score_rows(
     """
     if mode not in MODES:
         raise ConfigError(f"--mode: got {mode!r}, allowed: {', '.join(MODES)}")
+    if mode == "generate" and run.config.prior != "none":
+        raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
     # The whole configuration, since base model, quantisation, kernel, batch and prompt all show in the scores.
     key = hash_text(
@@ -133,7 +134,7 @@ def score_rows(
         _check_adapter(run, scored)
     result = {}
     for which, frame in scored.items():
-        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), run.config.history_len, trees.dropped)
+        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), trees.shown_from)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them

@@ -7,7 +7,6 @@ row: same rows, same batches, same arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ import torch
 
 from rectune.errors import ModelError, ResourceError
 from rectune.model.answers import hidden_at, label_logits
+from rectune.model.attention import attention_mask
+from rectune.prompt.forest import Forest, lay_out
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 
@@ -26,60 +27,37 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class ScoringBatch:
-    """Prompts of similar length, padded on the right.
-
-    Attributes:
-        input_ids: int64 [batch, length].
-        rows, positions: int64 [answers]; where the answers are read.
-        answers: int64 [answers]; their indices in the trees' columns.
-    """
-
-    input_ids: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
-    answers: npt.NDArray[np.int64]
-
-
-def scoring_batches(trees: Trees, size: int) -> Iterator[ScoringBatch]:
+def scoring_batches(trees: Trees, size: int) -> Iterator[Forest]:
     """Batches of `size` trees, longest first within each chunk, so that little is padded.
 
     A tree's batch depends only on its chunk: bfloat16 results differ a little with the batch's shape, and equal
     batches make equal scores.
     """
-    groups = []
     for first in range(0, len(trees), CHUNK):
         order = first + np.argsort(-trees.lengths[first : first + CHUNK], kind="stable")
-        groups += [order[start : start + size] for start in range(0, len(order), size)]
-    for chosen in groups:
-        part = trees.select(chosen)
-        input_ids = torch.zeros(len(chosen), int(part.lengths.max()), dtype=torch.int64)
-        for row in range(len(chosen)):
-            tokens = part.tree_tokens(row)
-            input_ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        counts = np.diff(part.answer_offsets)
-        flat = np.concatenate([np.arange(trees.answers(tree).start, trees.answers(tree).stop) for tree in chosen])
-        yield ScoringBatch(
-            input_ids=input_ids,
-            rows=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)),
-            positions=torch.from_numpy(part.answer_at.astype(np.int64)),
-            answers=flat,
-        )
+        for start in range(0, len(order), size):
+            yield lay_out(trees, [[int(tree)] for tree in order[start : start + size]])
 
 
 def score_trees(
-    model: Any, trees: Trees, verbalizer: Verbalizer, batch_size: int, progress: Progress | None = None
+    model: Any,
+    trees: Trees,
+    verbalizer: Verbalizer,
+    batch_size: int,
+    attention: str,
+    progress: Progress | None = None,
 ) -> Floats:
-    """Log-odds of the positive label word at every answer.
+    """Log-odds of the positive label word at every answer, the trees' prior added.
 
-    The score of an answer is P(yes) = softmax over the two label tokens' logits = sigmoid(log-odds).
+    The score of an answer is P(yes) = sigmoid(log-odds); without a prior that is the softmax over the two label
+    tokens' logits.
 
     Args:
         model: a causal language model, with or without an adapter; its mode is put back afterwards.
         trees: what to score.
         verbalizer: gives the label tokens.
         batch_size: trees per forward pass.
+        attention: the attention kernel in use, for the masks of branching trees.
         progress: called with the number of trees scored by each batch.
 
     Returns:
@@ -96,11 +74,22 @@ def score_trees(
     try:
         with torch.inference_mode():
             for batch in scoring_batches(trees, batch_size):
-                hidden = hidden_at(model, batch.input_ids.to(device), batch.rows.to(device), batch.positions.to(device))
+                mask = None
+                if not batch.plain:
+                    run, first, fork = map(torch.from_numpy, (batch.run, batch.first, batch.fork))
+                    mask = attention_mask(run.to(device), first.to(device), fork.to(device), attention, model.dtype)
+                hidden = hidden_at(
+                    model,
+                    torch.from_numpy(batch.input_ids).to(device),
+                    torch.from_numpy(batch.rows).to(device),
+                    torch.from_numpy(batch.positions).to(device),
+                    mask,
+                    None if batch.plain else torch.from_numpy(batch.depth).to(device),
+                )
                 logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
                 odds = logits[:, 1] - logits[:, 0]
                 # Widened on the CPU: Apple's devices have no float64.
-                result[batch.answers] = odds.float().cpu().double().numpy()
+                result[batch.answers] = odds.float().cpu().double().numpy() + trees.prior[batch.answers]
                 if progress is not None:
                     progress(len(batch.input_ids))
     except torch.OutOfMemoryError as error:

@@ -1,23 +1,32 @@
-"""What is saved beside an adapter so that it is asked the same question for ever: `rectune.json`."""
+"""What is saved beside an adapter so that it is asked the same question for ever: `rectune.json`, item rates."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from rectune import __version__
+from rectune.baselines.item_rates import rate_table
 from rectune.config import Config
+from rectune.data.columns import ITEM_ID, SPLIT, TRAIN, WARMUP
 from rectune.errors import ModelError
-from rectune.files import write_json
+from rectune.files import atomic_path, write_json
 from rectune.prompt.encode import PROMPT_KEYS
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.wording import texts_for
 
 FILE_NAME = "rectune.json"
+RATES = "item_rates.parquet"
+"""Like-rates of the training events, for candidates that are no event of the dataset."""
 
 
 def versions() -> dict[str, str]:
@@ -39,11 +48,13 @@ class AdapterSettings:
         base_model, base_revision: what the adapter was trained on.
         prompt: the configuration's prompt keys, with the texts filled in.
         verbalizer: label words, their token ids, the end token.
-        prior: what is added to the log-odds before the answer; None adds nothing.
+        prior: how item rates are used, None where they are not: `kind` (`item_rate` adds them to the log-odds, `none`
+            only writes them as text), `from` and `strength` as in the configuration, `file` and its `sha256`.
         temperature: the log-odds are divided by it.
         threshold: an item is recommended when its score is at least this.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
+        rates: content of the file of item rates: item_id, rate, count, the null item being one that nobody has rated.
     """
 
     base_model: str
@@ -53,14 +64,29 @@ class AdapterSettings:
     data_hash: str
     quantization: str | None = None
     dtype: str = "float32"
-    prior: None = None
+    prior: dict[str, Any] | None = None
     temperature: float = 1.0
     threshold: float = 0.5
     versions: dict[str, str] = field(default_factory=versions)
+    rates: bytes | None = field(default=None, repr=False)
 
     def save(self, folder: Path) -> None:
-        """Write `rectune.json` into a folder."""
-        write_json(folder / FILE_NAME, asdict(self))
+        """Write `rectune.json` into a folder, and the item rates before it where they are used."""
+        if self.rates is not None:
+            with atomic_path(folder / RATES) as temporary:
+                temporary.write_bytes(self.rates)
+        write_json(folder / FILE_NAME, {key: value for key, value in asdict(self).items() if key != "rates"})
+
+    @cached_property
+    def item_rates(self) -> dict[str | None, tuple[float, int]]:
+        """Like-rate and count of every rated item; None stands for all others.
+
+        Raises:
+            ModelError: none were saved.
+        """
+        if self.rates is None:
+            raise ModelError(f"this adapter was trained with item rates, but no {RATES} was saved with it; train again")
+        return {item: (rate, count) for item, rate, count in pl.read_parquet(io.BytesIO(self.rates)).iter_rows()}
 
     def config(self, config: Config) -> Config:
         """A configuration with the saved prompt keys in place of its own."""
@@ -92,10 +118,41 @@ def quantization_of(config: Config) -> str | None:
     return None if bits is None else f"{bits}-bit"
 
 
+def uses_rates(config: Config) -> bool:
+    """Whether item rates are written into prompts or added to the log-odds."""
+    return config.item_rate_text or config.prior == "item_rate"
+
+
+def _rates(config: Config, events: pl.DataFrame) -> tuple[dict[str, Any], bytes]:
+    """How a configuration uses item rates, and the table of them.
+
+    It counts the events up to the end of training: held-out events are what a file of test records asks about.
+    """
+    known = events.filter(pl.col(SPLIT).is_in([WARMUP, TRAIN]))
+    table = rate_table(known, config.item_rate_from, config.item_rate_strength)
+    stream = io.BytesIO()
+    table.with_columns(pl.col("rate").clip(1e-6, 1 - 1e-6)).write_parquet(stream)  # as `item_rates` bounds them
+    content = stream.getvalue()
+    return {
+        "kind": config.prior,
+        "from": config.item_rate_from,
+        "strength": config.item_rate_strength,
+        "file": RATES,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }, content
+
+
 def settings_of(
-    config: Config, verbalizer: Verbalizer, source: str, revision: str | None, dtype: str, data_hash: str
+    config: Config,
+    verbalizer: Verbalizer,
+    source: str,
+    revision: str | None,
+    dtype: str,
+    data_hash: str,
+    events: pl.DataFrame | None = None,
 ) -> AdapterSettings:
-    """The settings of a training run."""
+    """The settings of a training run; item rates are counted on its dataset's events."""
+    prior, rates = _rates(config, events) if events is not None and uses_rates(config) else (None, None)
     return AdapterSettings(
         base_model=config.model_name_or_path if source.startswith("/") else source,
         base_revision=revision,
@@ -104,19 +161,45 @@ def settings_of(
         data_hash=data_hash,
         quantization=quantization_of(config),
         dtype=dtype,
+        prior=prior,
+        rates=rates,
     )
 
 
-def load_settings(folder: Path) -> AdapterSettings:
-    """Read `rectune.json`.
+def _load_rates(folder: Path, prior: dict[str, Any]) -> bytes:
+    """The saved item rates, which must be whole.
 
     Raises:
-        ModelError: it is missing or damaged, or holds a correction of the scores that this version cannot apply.
+        ModelError: they are missing or damaged.
+    """
+    file = folder / RATES
+    try:
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != prior["sha256"]:
+            raise ValueError(f"its content is not what {FILE_NAME} records")
+        table = pl.read_parquet(io.BytesIO(content))
+        if table.columns != [ITEM_ID, "rate", "count"] or table[ITEM_ID].null_count() != 1:
+            raise ValueError("it holds no item rates")
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder}: no {RATES}, which {FILE_NAME} names; copy it from a checkpoint of the run"
+        ) from error
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{file}: damaged ({reason}); copy it from a checkpoint of the same run") from error
+    return content
+
+
+def load_settings(folder: Path) -> AdapterSettings:
+    """Read `rectune.json` and the item rates that it names.
+
+    Raises:
+        ModelError: one is missing or damaged, or holds a correction of the scores that this version cannot apply.
     """
     file = folder / FILE_NAME
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        known = {item.name for item in fields(AdapterSettings)}
+        known = {item.name for item in fields(AdapterSettings)} - {"rates"}
         if not all(isinstance(part, dict) for part in (values, values["prompt"], values["verbalizer"])):
             raise ValueError("prompt and verbalizer are not mappings")
         found = AdapterSettings(**{key: value for key, value in values.items() if key in known})
@@ -124,7 +207,17 @@ def load_settings(folder: Path) -> AdapterSettings:
         raise ModelError(f"{folder}: no {FILE_NAME}; give the output_dir of a finished rectune training run") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file}: damaged ({error}); copy it from a checkpoint of the same run") from error
-    for key, plain in (("temperature", 1.0), ("prior", None)):
-        if (value := getattr(found, key)) != plain:
-            raise ModelError(f"{file}: {key} is {value!r}, and this version cannot apply it; update rectune")
-    return found
+    prior = found.prior
+    known_prior = prior is None or (
+        isinstance(prior, dict)
+        and prior.get("kind") in ("none", "item_rate")
+        and prior.get("kind") == found.prompt.get("prior")
+        and prior.get("file") == RATES
+        and isinstance(prior.get("sha256"), str)
+    )
+    for key, applies in (("temperature", found.temperature == 1.0), ("prior", known_prior)):
+        if not applies:
+            raise ModelError(
+                f"{file}: {key} is {getattr(found, key)!r}, and this version cannot apply it; update rectune"
+            )
+    return found if prior is None else replace(found, rates=_load_rates(folder, prior))

@@ -1,4 +1,4 @@
-"""Training batches: prompts with their answers, one a row or packed, and where the loss is taken."""
+"""Training batches: trees in rows, and where the loss is taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rectune.prompt.forest import lay_out
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 
@@ -15,58 +16,46 @@ from rectune.prompt.verbalizer import Verbalizer
 class TrainingCollator:
     """Turns packs of trees into tensors.
 
-    Each sequence is the prompt, the label's token and the token that ends the answer. The loss is taken at the
-    answer position (the label should come next) and at the label (the end should come next).
+    Where answers end their prompts (the pointwise layout), each sequence is the prompt, the label's token and the
+    token that ends the answer: the loss is taken at the answer position (the label should come next) and at the
+    label (the end should come next). In a stream what follows an answer is in the tree already, and the loss is
+    taken at the answer positions alone.
 
     Attributes:
-        trees: trees with one answer, at their last token.
+        trees: what is trained on.
         verbalizer: gives the label tokens and the end token.
+        with_end: whether label and end token are put behind each tree, which then has one answer, at its last token.
     """
 
     trees: Trees
     verbalizer: Verbalizer
+    with_end: bool
 
     def __call__(self, packs: list[list[int]]) -> dict[str, torch.Tensor]:
         """One batch; a pack is the tree indices of one row.
 
         Returns:
-            input_ids int64 [batch, length], padded on the right; position_ids and segments of the same shape
-            (the tree's number in its row, -1 for padding), both only where a row holds several trees; rows and
-            positions int64 [answers]; labels int64 [answers], the label tokens.
+            input_ids int64 [batch, length], padded on the right; rows and positions int64 [answers]; labels int64
+            [answers], the label tokens; prior float32 [answers]. Where a row holds several trees or branches also
+            position_ids, run, first and fork, int64 [batch, length], as `Forest` has them.
         """
-        rows, positions, labels, sequences, segments, depths = [], [], [], [], [], []
-        for row, pack in enumerate(packs):
-            tokens: list[int] = []
-            segment: list[int] = []
-            depth: list[int] = []
-            for number, index in enumerate(pack):
-                label = self.verbalizer.token(int(self.trees.labels[self.trees.answers(index)][0]))
-                sequence = [*self.trees.tree_tokens(index).tolist(), label, self.verbalizer.end_id]
-                rows.append(row)
-                positions.append(len(tokens) + len(sequence) - 3)
-                labels.append(label)
-                tokens += sequence
-                segment += [number] * len(sequence)
-                depth += range(len(sequence))
-            sequences.append(tokens)
-            segments.append(segment)
-            depths.append(depth)
-        width = max(map(len, sequences))
+        used = sorted({index for pack in packs for index in pack})
+        local = {index: at for at, index in enumerate(used)}
+        part = self.trees.select(np.array(used, dtype=np.int64))
+        tails = None
+        if self.with_end:
+            tails = [[self.verbalizer.token(int(label)), self.verbalizer.end_id] for label in part.labels]
+        forest = lay_out(part, [[local[index] for index in pack] for pack in packs], tails)
+        words = torch.tensor([self.verbalizer.negative_id, self.verbalizer.positive_id])
         batch = {
-            "input_ids": _padded(sequences, width, 0),
-            "rows": torch.tensor(rows),
-            "positions": torch.tensor(positions),
-            "labels": torch.tensor(labels),
+            "input_ids": torch.from_numpy(forest.input_ids),
+            "rows": torch.from_numpy(forest.rows),
+            "positions": torch.from_numpy(forest.positions),
+            "labels": words[torch.from_numpy(part.labels[forest.answers].astype(np.int64))],
+            "prior": torch.from_numpy(part.prior[forest.answers]),
         }
-        if any(len(pack) > 1 for pack in packs):
-            batch["position_ids"] = _padded(depths, width, 0)
-            batch["segments"] = _padded(segments, width, -1)
+        if not forest.plain:
+            for name, value in (("position_ids", forest.depth), ("run", forest.run)):
+                batch[name] = torch.from_numpy(value)
+            batch["first"], batch["fork"] = torch.from_numpy(forest.first), torch.from_numpy(forest.fork)
         return batch
-
-
-def _padded(rows: list[list[int]], width: int, fill: int) -> torch.Tensor:
-    """int64 [rows, width], filled up on the right."""
-    array = np.full((len(rows), width), fill, dtype=np.int64)
-    for index, row in enumerate(rows):
-        array[index, : len(row)] = row
-    return torch.from_numpy(array)

@@ -33,6 +33,7 @@ class Generations(TrainerCallback):
         tokenizer: turns tokens into text.
         verbalizer: label words and tokens.
         batch_size: prompts per forward pass.
+        attention: the attention kernel in use.
         say: prints one line.
     """
 
@@ -45,14 +46,16 @@ class Generations(TrainerCallback):
         tokenizer: Any,
         verbalizer: Verbalizer,
         batch_size: int,
+        attention: str,
         say: Callable[[str], None],
     ) -> None:
         self.file = file
         self.model = model
-        self.trees = trees.select(np.arange(min(count, len(trees))))
+        self.trees = trees.plain().select(np.arange(min(count, len(trees.labels))))
         self.tokenizer = tokenizer
         self.verbalizer = verbalizer
         self.batch_size = batch_size
+        self.attention = attention
         self.say = say
 
     def _kept(self, until: int) -> list[str]:
@@ -89,7 +92,7 @@ class Generations(TrainerCallback):
             last_step: the run's.
         """
         texts = self._answer(self._kept(last_step), f"best, step {step}")
-        odds = score_trees(self.model, self.trees, self.verbalizer, self.batch_size)
+        odds = score_trees(self.model, self.trees, self.verbalizer, self.batch_size, self.attention)
         same = agreement(texts, odds, self.verbalizer)
         self.say(
             f"generation: {same:.1%} of {len(texts)} greedy answers name the label with the higher logit, "

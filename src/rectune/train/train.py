@@ -22,12 +22,12 @@ from rectune.files import atomic_folder, disk_problem, write_json
 from rectune.model.load import load_model
 from rectune.model.lora import ADAPTER_FILE, SEAL, seal_adapter
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import clear_cache, encode, sample_rows
+from rectune.prompt.encode import clear_cache, encode, split_sample
+from rectune.prompt.layouts import prompts_for
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
-from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
-from rectune.score.settings import FILE_NAME, settings_of
+from rectune.score.settings import FILE_NAME, RATES, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
 from rectune.train.start import (
@@ -45,7 +45,7 @@ from rectune.train.start import (
 )
 
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
+_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", RATES, FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
 
 Say = Callable[[str], None]
 
@@ -144,12 +144,17 @@ def _shortages(run: Path, device: str) -> Iterator[None]:
         raise
 
 
+def ends_answers(config: Config) -> bool:
+    """Whether label and end token stand behind each prompt in training: in a stream the next event does."""
+    return config.layout == "pointwise"
+
+
 def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
     """Which trees share a row; without packing, each has its own."""
     if not config.packing:
         return [[index] for index in range(len(trees))]
-    packs = pack(trees.lengths + 2, config.cutoff_len, config.seed)
-    say(f"packing: {len(trees):,} prompts in {len(packs):,} sequences of at most {config.cutoff_len} tokens, none lost")
+    packs = pack(trees.lengths + (2 if ends_answers(config) else 0), config.cutoff_len, config.seed)
+    say(f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, none lost")
     return packs
 
 
@@ -222,20 +227,20 @@ def train(
     loaded = load_model(config, say)
     _check_optimizer(config, loaded.device.type, say)
     pieces = Pieces(loaded.tokenizer)
-    prompts = PointwisePrompts(config, pieces)
+    prompts = prompts_for(config, pieces)
     trees, held_out = (
-        encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say)
-        for rows in (
-            sample_rows(data.events, TRAIN, config.max_train_samples, config.seed),
-            sample_rows(data.events, VALIDATION, config.max_eval_samples, config.seed),
-        )
+        encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
+        for split in (TRAIN, VALIDATION)
+        for rows in (split_sample(config, data.events, split),)
     )
     say(
-        f"data: {len(trees):,} training and {len(held_out):,} validation events, mean {trees.lengths.mean():.0f} tokens"
+        f"data: {len(trees.labels):,} training and {len(held_out.labels):,} validation events in {len(trees):,} and "
+        f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
+        f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
     settings = settings_of(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
-        data.content_hash,
+        data.content_hash, data.events,
     )  # fmt: skip
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
@@ -272,7 +277,7 @@ def train(
             drop_after(run, start.step)
     save_config(config, asked)
     planned = _planned_steps(config, len(packs), config.num_train_epochs)
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees) / len(packs)
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees.labels) / len(packs)
     log = RunLog(run / "logs", console, per_step)
     stopping = BestAndStop(
         config.metric_for_best_model,
@@ -287,7 +292,7 @@ def train(
     if config.gen_eval_samples:
         generations = Generations(
             run / "logs" / "generations.txt", model, held_out, config.gen_eval_samples, loaded.tokenizer,
-            prompts.verbalizer, config.per_device_eval_batch_size, say,
+            prompts.verbalizer, config.per_device_eval_batch_size, loaded.attention, say,
         )  # fmt: skip
         callbacks.append(generations)
     if config.report_to == "tensorboard":
@@ -297,6 +302,8 @@ def train(
         trainer = AnswerTrainer(
             verbalizer=prompts.verbalizer,
             attention=loaded.attention,
+            loss_over=config.loss_over,
+            with_end=ends_answers(config),
             validation=validation,
             save_total_limit=config.save_total_limit,
             on_saved=saved,
@@ -304,7 +311,7 @@ def train(
             args=_arguments(config, config.num_train_epochs, say),
             train_dataset=packs,
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
-            data_collator=TrainingCollator(trees, prompts.verbalizer),
+            data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
             processing_class=loaded.tokenizer,
             callbacks=[*callbacks, signals],
         )

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer
 
 from rectune.errors import ModelError
 from rectune.measure.classification import classification_metrics
-from rectune.model.answers import hidden_at, word_losses
+from rectune.model.answers import hidden_at, label_losses, word_losses
 from rectune.model.attention import attention_mask
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
@@ -43,7 +43,9 @@ class AnswerTrainer(Trainer):
 
     Args:
         verbalizer: label tokens and end token.
-        attention: the attention kernel in use, for the masks of packed rows.
+        attention: the attention kernel in use, for the masks of packed and branching rows.
+        loss_over: `vocabulary` or `labels`, as the configuration has it.
+        with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
         on_saved: called with each checkpoint folder before it is marked complete.
@@ -55,6 +57,8 @@ class AnswerTrainer(Trainer):
         *,
         verbalizer: Verbalizer,
         attention: str,
+        loss_over: str,
+        with_end: bool,
         validation: Validation | None,
         save_total_limit: int | None,
         on_saved: Callable[[Path], None],
@@ -64,6 +68,8 @@ class AnswerTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # RunLog says the same in fewer words
         self.verbalizer = verbalizer
         self.attention = attention
+        self.loss_over = loss_over
+        self.with_end = with_end
         self.validation = validation
         self.kept = save_total_limit
         self.on_saved = on_saved
@@ -83,25 +89,22 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean over answers of the cross-entropy of the label and of the end token behind it.
+        """Mean over answers of the cross-entropy of the label, plus that of the end token behind it where trained.
 
         Raises:
             ModelError: the loss is not a number; the checkpoint before stands.
         """
         rows, positions, labels = inputs["rows"], inputs["positions"], inputs["labels"]
         mask = None
-        if "segments" in inputs:
-            mask = attention_mask(inputs["segments"], self.attention, self.model.dtype)
-        hidden = hidden_at(
-            model,
-            inputs["input_ids"],
-            torch.cat([rows, rows]),
-            torch.cat([positions, positions + 1]),
-            mask,
-            inputs.get("position_ids"),
-        )
-        targets = torch.cat([labels, torch.full_like(labels, self.verbalizer.end_id)])
-        total = word_losses(model, hidden, targets).sum()
+        if "run" in inputs:
+            mask = attention_mask(inputs["run"], inputs["first"], inputs["fork"], self.attention, self.model.dtype)
+        if self.with_end:
+            rows, positions = torch.cat([rows, rows]), torch.cat([positions, positions + 1])
+        hidden = hidden_at(model, inputs["input_ids"], rows, positions, mask, inputs.get("position_ids"))
+        words, ends = hidden[: len(labels)], hidden[len(labels) :]
+        total = label_losses(model, words, labels, inputs["prior"], self.verbalizer, self.loss_over).sum()
+        if self.with_end:
+            total = total + word_losses(model, ends, torch.full_like(labels, self.verbalizer.end_id)).sum()
         loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise ModelError(
@@ -118,7 +121,7 @@ class AnswerTrainer(Trainer):
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
-        log_odds = score_trees(self.model, trees, self.verbalizer, self.args.per_device_eval_batch_size)
+        log_odds = score_trees(self.model, trees, self.verbalizer, self.args.per_device_eval_batch_size, self.attention)
         self.validation.log_odds = log_odds
         found = classification_metrics(trees.labels, log_odds, self.validation.user_ids)
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}

@@ -1,0 +1,127 @@
+"""The stream layout: a user's events one after the other, with an answer at every one of them.
+
+A line is an item, a cue and what became of it: `Heat (1995): Yes`. The answer of an event is read behind its cue.
+Its plain prompt is the head, the lines of strictly earlier events, and its own line up to the cue; `build` makes it,
+and `windows.py` lays many of them into one tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rectune.config import Config
+from rectune.errors import DataError, ModelError
+from rectune.prompt.events import Event, Prompt
+from rectune.prompt.pieces import ChatFrame, Pieces
+from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
+from rectune.wording import PromptTexts, stream_suffix, texts_for
+
+
+class StreamPrompts:
+    """Builds the prompts of one configuration with one tokenizer.
+
+    Raises:
+        ModelError: the chat template or the label words do not fit (see `ChatFrame`, `build_verbalizer`).
+    """
+
+    def __init__(self, config: Config, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.texts: PromptTexts = texts_for(config)
+        self.format = config.prompt_format
+        self.shows = config.history_shows
+        self.cutoff_len = config.cutoff_len
+        self.cue = config.stream_cue
+        self.frame = ChatFrame(pieces.tokenizer, bool(self.texts.system)) if self.format == "chat" else None
+        self.verbalizer: Verbalizer = build_verbalizer(
+            " " + config.positive_label, " " + config.negative_label, "x" + self.cue, self._line_end(), pieces.text
+        )
+        self.head: list[int] = [*pieces.start_token(self.format), *pieces.template(self._head_text())]
+
+    def _line_end(self) -> int:
+        """The token of a line end, which is where a generated answer is over."""
+        ids = self.pieces.text("\n")
+        if len(ids) != 1:
+            raise ModelError(
+                f"the tokenizer {type(self.pieces.tokenizer).__name__} has no token of its own for a line end, which "
+                "the stream layout needs; use layout=pointwise"
+            )
+        return ids[0]
+
+    def _head_text(self) -> str:
+        """Template text before the first line."""
+        header = self.texts.stream_header
+        if self.frame is None:
+            return header + "\n" if header else ""
+        system = self.frame.before_system + self.texts.system if self.texts.system else ""
+        return system + self.frame.before_user + header + self.frame.before_answer
+
+    def line(self, title: str) -> str:
+        """An event's line up to where its answer is read."""
+        return title + self.cue
+
+    def suffix(self, event: Event) -> str:
+        """What stands behind the cue in a history: the label or the rating, and the line's end."""
+        return stream_suffix(event.rating, self.verbalizer.word(event.label), self.shows)
+
+    def suffix_room(self) -> int:
+        """Tokens of the longest suffix that an event can have, ratings taken to lie between 0 and 10."""
+        known = [Event("", half / 2, label) for half in range(21) for label in (0, 1)]
+        return max(len(self.pieces.text(self.suffix(event))) for event in known)
+
+    def build(self, history: Sequence[Event], candidate: str) -> Prompt:
+        """The plain prompt of one candidate after a history, shortened by whole events to fit `cutoff_len`.
+
+        Raises:
+            DataError: the prompt does not fit even without any history.
+        """
+        text = self.pieces.text
+        lines = [[*text(self.line(event.title)), *text(self.suffix(event))] for event in history]
+        asked = text(self.line(candidate))
+        first, size = len(lines), len(self.head) + len(asked)
+        if size > self.cutoff_len:
+            raise DataError(
+                f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidate[:60]!r} needs {size} tokens with no "
+                f"history at all; set cutoff_len={size} or more, or shorten the texts"
+            )
+        while first and size + len(lines[first - 1]) <= self.cutoff_len:
+            first -= 1
+            size += len(lines[first])
+        return Prompt([*self.head, *(token for line in lines[first:] for token in line), *asked], first)
+
+    def record(self, system: str, instruction: str, content: str) -> Prompt:
+        """Refuse an Alpaca record: its text is the pointwise layout's.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            "an Alpaca record (instruction, input) holds the pointwise layout's text, which an adapter of the stream "
+            "layout was not trained on; give records with candidate_title and history_titles (test_raw.jsonl)"
+        )
+
+    def text(self, history: Sequence[Event], candidate: str) -> str:
+        """The same prompt as one string, nothing dropped, built apart from the pieces (for people and checks)."""
+        lines = "".join(self.line(event.title) + self.suffix(event) for event in history) + self.line(candidate)
+        if self.frame is None:
+            return self._head_text() + lines
+        messages = [{"role": "system", "content": self.texts.system}] if self.texts.system else []
+        messages.append({"role": "user", "content": self.texts.stream_header})
+        templated = self.pieces.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return str(templated) + lines
+
+    def check_pieces(self, history: Sequence[Event], candidate: str) -> None:
+        """Compare one prompt's pieces with the tokenisation of its whole string.
+
+        Raises:
+            ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
+        """
+        built = self.build(history, candidate)
+        shown = history[built.dropped :]
+        self.pieces.check_whole(
+            built.tokens,
+            self.text(shown, candidate),
+            [*(event.title for event in shown), candidate],
+            self.pieces.start_token(self.format),
+        )
