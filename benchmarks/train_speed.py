@@ -39,6 +39,8 @@ HERE = Path(__file__).parent
 CONTENDERS = ("trl", "pointwise", "stream")
 SAMPLE = 512
 """Pointwise events drawn for TRL and for rectune's pointwise layout, the same ones."""
+_STREAM_STEPS = 4
+"""A step of the stream holds fewer tokens than one of the prompts, so more of them are timed."""
 PACKAGES = ("rectune", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 ALL, SAME = "all layers", "the stream's adapter"
 _ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_layers")
@@ -139,7 +141,7 @@ class Benchmark:
             dataset_dir=self.args.dataset_dir / layout,
             output_dir=self.work / layout,
             preprocessing_cache_dir=self.work / "cache",
-            max_steps=self.args.steps + 1,
+            max_steps=self.args.steps * (_STREAM_STEPS if layout == "stream" else 1) + 1,
             max_eval_samples=16,
             eval_strategy="no",
             save_steps=10**9,
