@@ -1,6 +1,6 @@
 """Append what a finished run measured to benchmarks/RESULTS.md: machine, command, date, figures.
 
-python benchmarks/append_result.py output/qwen3-movielens-qlora
+python benchmarks/append_result.py output/qwen3-movielens-stream
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def machine() -> str:
 
 
 def training_speed(run: Path) -> str:
-    """Labels per second of training, from the run's log."""
+    """Sequences per second of training, from the run's log."""
     history = json.loads((run / "log_history.json").read_text(encoding="utf-8"))
     last = [log for log in history if "train_samples_per_second" in log]
     return f"{last[-1]['train_samples_per_second']:.2f} sequences/s in training" if last else "no training speed logged"

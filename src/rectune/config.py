@@ -60,29 +60,29 @@ class Config(BaseModel):
     prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
     """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: asks nothing."""
     prompt_domain: Literal["films", "products", "food"] = "films"
-    """Which shipped texts to use where the five texts below are empty."""
+    """Which shipped texts to use where the texts below are empty."""
     system_prompt: str | None = None
     """System message."""
     instruction: str | None = None
-    """First line of the user's turn."""
+    """Pointwise layout: first line of the user's turn."""
     history_header: str | None = None
-    """Line above the history; {count} becomes the number of events shown."""
+    """Pointwise layout: line above the history; {count} becomes the number of events shown."""
     candidate_header: str | None = None
-    """Words before the candidate."""
+    """Pointwise layout: words before the candidate."""
     question: str | None = None
-    """Last line of the user's turn."""
+    """Pointwise layout: last line of the user's turn."""
     stream_header: str | None = None
     """Stream layout: words above the first event; the shipped ones when missing."""
     stream_cue: str = ":"
     """Stream layout: what stands between an item and its answer."""
     window_overlap: float = Field(0.25, ge=0, lt=1)
-    """Stream layout: share of cutoff_len that a user's later windows repeat as history, without its answers."""
+    """Stream layout: share of a window that may repeat earlier events as history, without their answers."""
     shuffle_moments: bool = False
     """Stream layout: train with events of one timestamp in random order, drawn once with the seed."""
     history_shows: Literal["rating", "label", "nothing"] = "rating"
     """What stands behind each title of the history."""
     item_text: str = "title"
-    """title, title_categories, id, or a template over catalog columns such as '{title}, {genres}'."""
+    """title, title_categories, id, or a template such as '{title}, {genres}'; {name} is the title without its year."""
     item_rate_text: bool = False
     """Write the item's like-rate and count, as known before the event, behind its text."""
     prior: Literal["none", "item_rate"] = "none"
@@ -154,7 +154,7 @@ class Config(BaseModel):
     loss_over: Literal["vocabulary", "labels"] = "vocabulary"
     """vocabulary: cross-entropy of the label among all tokens; labels: among the two label words only."""
     packing: bool = False
-    """Put several prompts into one sequence of cutoff_len; they never see each other."""
+    """Put several prompts or windows into one sequence of cutoff_len; they never see each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     flash_attn: Literal["auto", "flash_attention_2", "flex", "blocks", "sdpa", "eager", False] = "auto"

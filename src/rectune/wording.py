@@ -29,7 +29,7 @@ class PromptTexts:
     """`{count}` stands for the number of events shown."""
     candidate_header: str
     question: str
-    stream_header: str
+    stream_header: str = ""
     """Above the first line of a stream."""
 
 
@@ -46,7 +46,6 @@ _SHIPPED = {
         history_header="The user's last {count} films, oldest first:",
         candidate_header="Candidate film:",
         question="Will the user like the candidate film? Answer {positive} or {negative}.",
-        stream_header="Films one person watched, oldest first, and whether they liked each, {positive} or {negative}.",
     ),
     "products": PromptTexts(
         system=(
@@ -60,7 +59,6 @@ _SHIPPED = {
         history_header="The customer's last {count} products, oldest first:",
         candidate_header="Candidate product:",
         question="Will the customer like the candidate product? Answer {positive} or {negative}.",
-        stream_header="Products one customer bought, oldest first, and how they liked each, {positive} or {negative}.",
     ),
     "food": PromptTexts(
         system=(
@@ -74,9 +72,32 @@ _SHIPPED = {
         history_header="The customer's last {count} orders, oldest first:",
         candidate_header="Candidate dish:",
         question="Will the customer order the candidate dish? Answer {positive} or {negative}.",
-        stream_header="Dishes shown to one customer, oldest first, and if they ordered each, {positive} or {negative}.",
     ),
 }
+
+
+_STREAM_HEADERS = {
+    "films": (
+        "Films one person watched, oldest first, and whether they liked each, {positive} or {negative}.",
+        "Films one person watched, oldest first{ratings}. Will they like the last one, {positive} or {negative}?",
+    ),
+    "products": (
+        "Products one customer bought, oldest first, and whether they liked each, {positive} or {negative}.",
+        "Products one customer bought, oldest first{ratings}. Will they like the last one, {positive} or {negative}?",
+    ),
+    "food": (
+        "Dishes shown to one customer, oldest first, and whether they ordered each, {positive} or {negative}.",
+        "Dishes shown to one customer, oldest first{ratings}. Will they order the last one, {positive} or {negative}?",
+    ),
+}
+"""Where the lines show labels, and where they show ratings or nothing."""
+
+
+def _stream_header(config: Config) -> str:
+    labels, others = _STREAM_HEADERS[config.prompt_domain]
+    if config.history_shows == "label":
+        return labels
+    return others.replace("{ratings}", ", each with its rating" if config.history_shows == "rating" else "")
 
 
 def texts_for(config: Config) -> PromptTexts:
@@ -97,7 +118,7 @@ def texts_for(config: Config) -> PromptTexts:
         history_header=filled(config.history_header, shipped.history_header),
         candidate_header=filled(config.candidate_header, shipped.candidate_header),
         question=filled(config.question, shipped.question),
-        stream_header=filled(config.stream_header, shipped.stream_header),
+        stream_header=filled(config.stream_header, _stream_header(config)),
     )
 
 

@@ -60,7 +60,7 @@ def test_the_rates_lie_beside_every_saved_adapter(trained: Path) -> None:
     for folder in folders:
         saved = json.loads((trained / folder / FILE_NAME).read_text(encoding="utf-8"))
         assert saved["prior"].pop("sha256") == hash_file(trained / folder / RATES)
-        assert saved["prior"] == {"kind": "item_rate", "from": "earlier", "strength": 5.0, "file": RATES}
+        assert saved["prior"] == {"kind": "item_rate", "file": RATES}
         assert "rates" not in saved
         hashes.add(hash_file(trained / folder / RATES))
         assert load_settings(trained / folder).item_rates

@@ -186,3 +186,15 @@ def test_how_far_back_an_event_sees_does_not_depend_on_its_own_rating(pieces: Pi
         )
         shown.append(int(found.shown_from[0]))
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_windows_are_cut_alike_whatever_like_rates_later_labels_make(seed: int, pieces: Pieces) -> None:
+    events = drawn_events(seed, users=2, longest=30)
+    # A weak pull to the mean, so that like-rates take from one digit to three.
+    config = config_of(item_rate_text=True, item_rate_strength=0.01, window_overlap=0.25, cutoff_len=110)
+    trees, _ = trees_of(config, events, pieces)
+    others, _ = trees_of(config, flipped(events, pl.col("timestamp") >= events["timestamp"].max() - 3), pieces)
+    assert len(trees) > 4
+    assert others.answer_offsets.tolist() == trees.answer_offsets.tolist()
+    assert others.shown_from.tolist() == trees.shown_from.tolist()

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from rectune.config import Config
 from rectune.data.columns import ITEM_ID, LABEL, SPLIT, TEST, TIMESTAMP, USER_ID, VALIDATION
 
 FOLDS = 10
 """Groups of users for `other_users`: an event counts the other groups' events only, so never its own label."""
 EARLIER, OTHER_USERS = "earlier", "other_users"
 _HELD_OUT = (VALIDATION, TEST)
+_EDGE = 1e-6
+"""Rates stay this far from 0 and 1, so that log-odds are finite."""
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,34 @@ def item_rates(events: pl.DataFrame, source: str, strength: float) -> ItemRates:
     wide = events.with_columns(pl.col(LABEL).cast(pl.Int64))
     found = _earlier(wide, strength) if source == EARLIER else _other_users(wide, strength)
     rate = found["rate"].to_numpy()
-    return ItemRates(np.clip(rate, 1e-6, 1 - 1e-6), found["count"].cast(pl.Int64).to_numpy())
+    return ItemRates(np.clip(rate, _EDGE, 1 - _EDGE), found["count"].cast(pl.Int64).to_numpy())
 
 
-def rate_table(events: pl.DataFrame, source: str, strength: float) -> pl.DataFrame:
-    """The like-rates at the end of a dataset, for candidates that are no event of it.
+def rate_table(events: pl.DataFrame, strength: float) -> pl.DataFrame:
+    """The like-rates at the end of training, for candidates that are no event of the dataset.
+
+    Held-out events are not counted, from whichever source the events' own rates come: they are what a file of test
+    records asks about.
 
     Args:
-        events, source, strength: as `item_rates` takes them.
+        events: item_id, label, split of all events.
+        strength: as `item_rates` takes it.
 
     Returns:
         item_id, rate, count; the row whose item_id is null is an item that nobody has rated.
     """
-    known = events if source == EARLIER else events.filter(~pl.col(SPLIT).is_in(_HELD_OUT))
-    wide = known.with_columns(pl.col(LABEL).cast(pl.Int64))
-    mean = (float(wide[LABEL].sum()) + 1) / (wide.height + 2)
-    table = wide.group_by(ITEM_ID).agg(pl.col(LABEL).sum().alias("likes"), pl.len().cast(pl.Int64).alias("count"))
-    rated = table.select(
-        ITEM_ID, _smoothed(pl.col("likes"), pl.col("count"), pl.lit(mean), strength).alias("rate"), "count"
-    ).sort(ITEM_ID)
+    known = events.filter(~pl.col(SPLIT).is_in(_HELD_OUT)).with_columns(pl.col(LABEL).cast(pl.Int64))
+    mean = (float(known[LABEL].sum()) + 1) / (known.height + 2)
+    table = known.group_by(ITEM_ID).agg(pl.col(LABEL).sum().alias("likes"), pl.len().cast(pl.Int64).alias("count"))
+    rate = _smoothed(pl.col("likes"), pl.col("count"), pl.lit(mean), strength).clip(_EDGE, 1 - _EDGE)
+    rated = table.select(ITEM_ID, rate.alias("rate"), "count").sort(ITEM_ID)
     unrated = pl.DataFrame({ITEM_ID: [None], "rate": [mean], "count": [0]}, schema=rated.schema)
     return pl.concat([rated, unrated])
+
+
+def uses_rates(config: Config) -> bool:
+    """Whether item rates are written into prompts or added to the log-odds."""
+    return config.item_rate_text or config.prior == "item_rate"
 
 
 def rate_text(rate: float, count: int) -> str:

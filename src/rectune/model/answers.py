@@ -114,6 +114,5 @@ def label_losses(
     if not bool(prior.any()):
         return word_losses(model, hidden, labels)
     logits = functional.linear(hidden, head_weight(model)).float()
-    shift = torch.zeros_like(logits)
-    shift[:, words.positive_id] = prior
-    return functional.cross_entropy(logits + shift, labels, reduction="none")
+    logits[:, words.positive_id] = logits[:, words.positive_id] + prior
+    return functional.cross_entropy(logits, labels, reduction="none")

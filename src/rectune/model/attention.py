@@ -1,4 +1,4 @@
-"""Which attention kernel, and the one builder of masks for sequences that hold several prompts."""
+"""Which attention kernel, and the one builder of masks for rows that hold several prompts or branching trees."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def _flash_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _flex_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why FlexAttention cannot be trusted to train here, or None."""
+    if device.type != "cuda":
+        return "it trains on CUDA only"
+    if dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(device)[0] < 8:
+        return "it wants bf16 or fp16 on an Ampere card or newer"
+    return "triton is not installed" if importlib.util.find_spec("triton") is None else None
+
+
 def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """The kernel's name as transformers knows it, and why.
 
@@ -49,10 +58,11 @@ def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -
     if wanted == "auto":
         if device.type == "cpu" and dtype == torch.bfloat16:
             return blocks.KERNEL, "auto: plain products in blocks, the fastest for bfloat16 on CPUs"
-        if masked is not None and device.type == "cuda":
-            return "flex_attention", f"auto: {masked} need a mask, and FlexAttention skips what it hides"
         if masked is not None:
-            return "sdpa", f"auto: {masked} need a mask, which FlashAttention cannot express"
+            flex_problem = _flex_problem(device, dtype)
+            if flex_problem is None:
+                return "flex_attention", f"auto: {masked} need a mask, and FlexAttention skips what it hides"
+            return "sdpa", f"auto: {masked} need a mask, and FlexAttention is not to be had: {flex_problem}"
         if problem is None:
             return "flash_attention_2", "auto: flash-attn is installed"
         return "sdpa", f"auto: no FlashAttention, {problem}"

@@ -61,8 +61,9 @@ def _skip_casts(adapted: Any) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if adapted.get_base_model().dtype == torch.float32:
-        return
+    plain = not any(getattr(adapter, "use_dora", False) for adapter in adapted.peft_config.values())
+    if adapted.get_base_model().dtype == torch.float32 or not plain:
+        return  # DoRA takes the norm of its weights in its input's precision
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rectune import __version__
-from rectune.baselines.item_rates import item_rates, rate_text
+from rectune.baselines.item_rates import item_rates, rate_text, uses_rates
 from rectune.config import Config
 from rectune.data.columns import (
     HISTORY_END,
@@ -125,7 +125,7 @@ class EventHistories:
         longest = config.history_len if config.layout == "pointwise" else events.height
         self.starts, self.stops = history_slices(events, longest)
         self.prior = np.zeros(events.height)
-        if config.item_rate_text or config.prior == "item_rate":
+        if uses_rates(config):
             rates = item_rates(events, config.item_rate_from, config.item_rate_strength)
             if config.prior == "item_rate":
                 self.prior = rates.log_odds
@@ -194,12 +194,8 @@ def encode_stream(
     outcomes, suffix = _distinct(list(zip(histories.ratings, histories.labels, strict=True)))
     texts = [*map(prompts.line, titles), *(prompts.suffix(Event("", *outcome)) for outcome in outcomes)]
     prompts.pieces.warm(texts)
-    lengths = np.array([len(prompts.pieces.text(prompts.line(title))) for title in titles])[line]
-    room = lengths
-    if histories.items is not histories.titles:
-        items, item = _distinct(histories.items)
-        room = np.array([len(prompts.pieces.text(prompts.line(text))) for text in items])[item]
-        room = room + (lengths - room).max()
+    items, item = _distinct(histories.items)
+    room = np.array([prompts.line_room(text, histories.items is not histories.titles) for text in items])[item]
     asked = np.zeros(len(place), dtype=bool)
     asked[rows] = True
     return lay_windows(

@@ -1,6 +1,6 @@
 """The pointwise layout: one prompt and one answer per event.
 
-This is the one builder of prompts. It yields a prompt as a list of parts, each of which is tokenised once;
+This is the one builder of its prompts. It yields a prompt as a list of parts, each of which is tokenised once;
 joined, the parts are the prompt's text, and their ids are the prompt's tokens.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rectune.baselines.item_rates import rate_text
 from rectune.config import Config
 from rectune.errors import DataError, ModelError
 from rectune.prompt.events import Event, Prompt
@@ -33,7 +34,11 @@ class StreamPrompts:
         self.cue = config.stream_cue
         self.frame = ChatFrame(pieces.tokenizer, bool(self.texts.system)) if self.format == "chat" else None
         self.verbalizer: Verbalizer = build_verbalizer(
-            " " + config.positive_label, " " + config.negative_label, "x" + self.cue, self._line_end(), pieces.text
+            " " + config.positive_label.strip(),
+            " " + config.negative_label.strip(),
+            "x" + self.cue,
+            self._line_end(),
+            pieces.text,
         )
         self.head: list[int] = [*pieces.start_token(self.format), *pieces.template(self._head_text())]
 
@@ -62,6 +67,13 @@ class StreamPrompts:
     def suffix(self, event: Event) -> str:
         """What stands behind the cue in a history: the label or the rating, and the line's end."""
         return stream_suffix(event.rating, self.verbalizer.word(event.label), self.shows)
+
+    def line_room(self, text: str, with_rate: bool) -> int:
+        """Tokens to reserve for an item's line, whatever like-rate stands in it; counts up to a billion."""
+        if not with_rate:
+            return len(self.pieces.text(self.line(text)))
+        rates = [rate_text(share / 100, int("8" * digits)) for share in (8, 88, 100) for digits in range(1, 10)]
+        return max(len(self.pieces.text(self.line(text + rate))) for rate in rates)
 
     def suffix_room(self) -> int:
         """Tokens of the longest suffix that an event can have, ratings taken to lie between 0 and 10."""

@@ -32,7 +32,8 @@ class Timelines:
         line: int64 [events]; index of the event's line among the pieces.
         suffix: int64 [events]; index of what stands behind its cue.
         room: int64 [events]; tokens to reserve for the event's line. Windows are cut by these, and by the longest
-            suffix, since how much history an event sees must not depend on what comes of it or of later events.
+            suffix, since how much history an event sees must not depend on its own or on later labels and ratings. It
+            does depend on how many later events share its window, and how long their titles are.
     """
 
     order: Ints

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
+from rectune.baselines.item_rates import uses_rates
 from rectune.baselines.rates import item_like_rate
 from rectune.data.columns import LABEL, SPLIT, TEST, TRAIN, VALIDATION
 from rectune.errors import DataError
@@ -25,7 +26,6 @@ from rectune.report.verdict import summary_table
 from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
-from rectune.score.settings import uses_rates
 from rectune.train.start import HISTORY
 from rectune.train.train import VALIDATION_PREDICTIONS
 

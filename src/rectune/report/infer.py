@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import ItemRates, rate_text
+from rectune.baselines.item_rates import ItemRates, rate_text, uses_rates
 from rectune.data.columns import LABEL
 from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
@@ -24,7 +24,6 @@ from rectune.score.generate import extract_label, generate_answers, generated_li
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
 from rectune.score.scorer import score_trees
-from rectune.score.settings import uses_rates
 from rectune.wording import one_line
 
 Say = Callable[[str], None]
@@ -308,6 +307,12 @@ def infer_file(
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
     _check_lengths(run, asked, file, say)
+    if run.config.layout == "stream":
+        longest = max((len(record.get("history_titles") or []) for record in records), default=0)
+        say(
+            f"history: at most {longest} events in this file's records; `rectune evaluate` shows a user's events as "
+            "far back as a window reaches, so its scores of the same rows are others"
+        )
     if uses_rates(run.config):
         unrated = sum(str(record["candidate_item_id"]) not in run.settings.item_rates for record in records)
         say(f"item rates: {unrated:,} of {len(records):,} candidates have none and get that of an unrated item")

@@ -27,7 +27,7 @@ class OpenRun:
         settings: what was saved beside the adapter.
         model: base model and adapter; `model.disable_adapter()` gives the untuned one.
         loaded: the base model's tokenizer, device and precision.
-        prompts: the one prompt builder.
+        prompts: the prompt builder of its layout.
     """
 
     folder: Path

@@ -15,9 +15,9 @@ from typing import Any
 import polars as pl
 
 from rectune import __version__
-from rectune.baselines.item_rates import rate_table
+from rectune.baselines.item_rates import rate_table, uses_rates
 from rectune.config import Config
-from rectune.data.columns import ITEM_ID, SPLIT, TRAIN, WARMUP
+from rectune.data.columns import ITEM_ID
 from rectune.errors import ModelError
 from rectune.files import atomic_path, write_json
 from rectune.prompt.encode import PROMPT_KEYS
@@ -118,28 +118,12 @@ def quantization_of(config: Config) -> str | None:
     return None if bits is None else f"{bits}-bit"
 
 
-def uses_rates(config: Config) -> bool:
-    """Whether item rates are written into prompts or added to the log-odds."""
-    return config.item_rate_text or config.prior == "item_rate"
-
-
 def _rates(config: Config, events: pl.DataFrame) -> tuple[dict[str, Any], bytes]:
-    """How a configuration uses item rates, and the table of them.
-
-    It counts the events up to the end of training: held-out events are what a file of test records asks about.
-    """
-    known = events.filter(pl.col(SPLIT).is_in([WARMUP, TRAIN]))
-    table = rate_table(known, config.item_rate_from, config.item_rate_strength)
+    """How a configuration uses item rates, and the table of them."""
     stream = io.BytesIO()
-    table.with_columns(pl.col("rate").clip(1e-6, 1 - 1e-6)).write_parquet(stream)  # as `item_rates` bounds them
+    rate_table(events, config.item_rate_strength).write_parquet(stream)
     content = stream.getvalue()
-    return {
-        "kind": config.prior,
-        "from": config.item_rate_from,
-        "strength": config.item_rate_strength,
-        "file": RATES,
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }, content
+    return {"kind": config.prior, "file": RATES, "sha256": hashlib.sha256(content).hexdigest()}, content
 
 
 def settings_of(

@@ -51,7 +51,8 @@ class Generations(TrainerCallback):
     ) -> None:
         self.file = file
         self.model = model
-        self.trees = trees.plain().select(np.arange(min(count, len(trees.labels))))
+        first = int(np.searchsorted(trees.answer_offsets, min(count, len(trees.labels))))
+        self.trees = trees.select(np.arange(first)).plain().select(np.arange(min(count, len(trees.labels))))
         self.tokenizer = tokenizer
         self.verbalizer = verbalizer
         self.batch_size = batch_size
