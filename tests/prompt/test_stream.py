@@ -260,7 +260,7 @@ def check_paths(pieces: Pieces, values: dict[str, Any], seed: int, room: int) ->
     line_ids = [pieces.tokenizer(title + config.stream_cue, add_special_tokens=False).input_ids for title in titles_of]
     head = len(pieces.tokenizer(head_string(pieces.tokenizer, config), add_special_tokens=False).input_ids)
     # Every line is given the room that the longest like-rate text would take.
-    spare = 8 if config.item_rate_text else 0
+    spare = 16 if config.item_rate_text else 0
     config = config.with_overrides(cutoff_len=max(8, head + max(map(len, line_ids)) + spare + room))
     asked = np.array(sorted(draw.sample(range(len(rows)), draw.randint(1, len(rows)))))
     histories = EventHistories(events, catalog_of(texts), config)
