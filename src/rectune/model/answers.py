@@ -31,6 +31,12 @@ def _bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def backbone_of(model: Any) -> tuple[Any, Any]:
+    """The causal language model itself, and what lies below its output head."""
+    bare = _bare(model)
+    return bare, getattr(bare, bare.base_model_prefix)
+
+
 def head_weight(model: Any) -> torch.Tensor:
     """The output head's weight, [vocabulary, hidden].
 
@@ -66,8 +72,7 @@ def hidden_at(
     Returns:
         [answers, hidden] in the model's dtype.
     """
-    bare = _bare(model)
-    backbone = getattr(bare, bare.base_model_prefix)
+    bare, backbone = backbone_of(model)
     # The adapter's matrices are float32; autocast multiplies them in the base model's precision, 1.4 times as fast.
     mixed = torch.autocast(input_ids.device.type, bare.dtype, enabled=bare.dtype != torch.float32)
     with mixed:

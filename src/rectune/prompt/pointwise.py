@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rectune.config import Config
 from rectune.errors import DataError
-from rectune.prompt.events import Event, Prompt
+from rectune.prompt.events import Event, Fan, Prompt, fans_of
 from rectune.prompt.pieces import ChatFrame, Pieces, end_of_text
 from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
 from rectune.wording import (
@@ -124,32 +124,45 @@ class PointwisePrompts:
         Raises:
             DataError: the prompt does not fit even without any history.
         """
+        (fan,) = self.fan_out(history, [candidate])
+        return Prompt([*fan.trunk, *fan.branches[0]], fan.dropped)
+
+    def fan_out(self, history: Sequence[Event], candidates: Sequence[str]) -> list[Fan]:
+        """The prompts of many candidates after one history, each shortened as if it were alone.
+
+        Returns:
+            One fan for each number of events that must be left out; as a rule one in all.
+
+        Raises:
+            DataError: a prompt does not fit even without any history.
+        """
         text = self.pieces.text
         item_ids = [text(self._history_parts(1, event)[1]) for event in history]
-        candidate_ids = [*text(self.texts.candidate_header), *text(self._candidate_part(candidate))]
-        room = self.cutoff_len - 2 - len(candidate_ids) - len(self._tail)
-        first = 0
-        while True:
+        numbers = [text(f"{index}.") for index in range(1, len(item_ids) + 1)]
+        header = text(self.texts.candidate_header)
+        branches = [[*text(self._candidate_part(candidate)), *self._tail] for candidate in candidates]
+
+        def lines(first: int) -> list[int]:
             shown = item_ids[first:]
-            head = self._head(len(shown))
-            numbers = [text(f"{index}.") for index in range(1, len(shown) + 1)]
-            size = len(head) + sum(map(len, shown)) + sum(map(len, numbers))
-            if size <= room:
-                break
-            if not shown:
-                needed = self.cutoff_len + size - room
-                raise DataError(
-                    f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidate[:60]!r} needs {needed} tokens "
-                    f"with no history at all; set cutoff_len={needed} or more, or shorten the texts"
-                )
-            first += 1
-        tokens = [*head]
-        for number, item in zip(numbers, shown, strict=True):
-            tokens += number
-            tokens += item
-        tokens += candidate_ids
-        tokens += self._tail
-        return Prompt(tokens, first)
+            pairs = zip(numbers[: len(shown)], shown, strict=True)
+            return [*self._head(len(shown)), *(token for pair in pairs for part in pair for token in part)]
+
+        sizes: dict[int, int] = {}
+
+        def dropped(index: int) -> int:
+            room = self.cutoff_len - 2 - len(header) - len(branches[index])
+            for first in range(len(item_ids) + 1):
+                if first not in sizes:
+                    sizes[first] = len(lines(first))
+                if sizes[first] <= room:
+                    return first
+            needed = self.cutoff_len + sizes[len(item_ids)] - room
+            raise DataError(
+                f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidates[index][:60]!r} needs {needed} "
+                f"tokens with no history at all; set cutoff_len={needed} or more, or shorten the texts"
+            )
+
+        return fans_of(branches, [dropped(index) for index in range(len(branches))], lambda at: [*lines(at), *header])
 
     def record(self, system: str, instruction: str, content: str) -> Prompt:
         """The prompt of an Alpaca record, whose history is text already and cannot be shortened.

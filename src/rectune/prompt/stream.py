@@ -7,12 +7,13 @@ and `windows.py` lays many of them into one tree.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from rectune.baselines.item_rates import rate_text
 from rectune.config import Config
 from rectune.errors import DataError, ModelError
-from rectune.prompt.events import Event, Prompt
+from rectune.prompt.events import Event, Fan, Prompt, fans_of
 from rectune.prompt.pieces import ChatFrame, Pieces
 from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
 from rectune.wording import PromptTexts, stream_suffix, texts_for
@@ -86,19 +87,38 @@ class StreamPrompts:
         Raises:
             DataError: the prompt does not fit even without any history.
         """
+        (fan,) = self.fan_out(history, [candidate])
+        return Prompt([*fan.trunk, *fan.branches[0]], fan.dropped)
+
+    def fan_out(self, history: Sequence[Event], candidates: Sequence[str]) -> list[Fan]:
+        """The plain prompts of many candidates after one history, each shortened as if it were alone.
+
+        Returns:
+            One fan for each number of events that must be left out; as a rule one in all.
+
+        Raises:
+            DataError: a prompt does not fit even without any history.
+        """
         text = self.pieces.text
         lines = [[*text(self.line(event.title)), *text(self.suffix(event))] for event in history]
-        asked = text(self.line(candidate))
-        first, size = len(lines), len(self.head) + len(asked)
-        if size > self.cutoff_len:
+        asked = [text(self.line(candidate)) for candidate in candidates]
+        room = self.cutoff_len - len(self.head)
+        longest = max(range(len(asked)), key=lambda index: len(asked[index]), default=0)
+        if asked and len(asked[longest]) > room:
+            needed = len(self.head) + len(asked[longest])
             raise DataError(
-                f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidate[:60]!r} needs {size} tokens with no "
-                f"history at all; set cutoff_len={size} or more, or shorten the texts"
+                f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidates[longest][:60]!r} needs {needed} "
+                f"tokens with no history at all; set cutoff_len={needed} or more, or shorten the texts"
             )
-        while first and size + len(lines[first - 1]) <= self.cutoff_len:
-            first -= 1
-            size += len(lines[first])
-        return Prompt([*self.head, *(token for line in lines[first:] for token in line), *asked], first)
+        # Tokens of the newest 0, 1, 2, ... events, as many as an empty candidate leaves room for.
+        sizes = [0]
+        while len(sizes) <= len(lines) and sizes[-1] + len(lines[-len(sizes)]) <= room:
+            sizes.append(sizes[-1] + len(lines[-len(sizes)]))
+        return fans_of(
+            asked,
+            [len(lines) - bisect_right(sizes, room - len(branch)) + 1 for branch in asked],
+            lambda first: [*self.head, *(token for line in lines[first:] for token in line)],
+        )
 
     def record(self, system: str, instruction: str, content: str) -> Prompt:
         """Refuse an Alpaca record: its text is the pointwise layout's.

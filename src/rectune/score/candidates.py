@@ -1,20 +1,31 @@
-"""Score many candidates of a user: what a request is, and the scorer that answers it."""
+"""Score many candidates of a user: the history once, then all candidates as branches of its trunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from rectune.prompt.events import Event
+from rectune.errors import ModelError, ResourceError
+from rectune.model.answers import label_logits
+from rectune.model.memory import scoring_budget
+from rectune.model.prefix import Group, Keys, run_groups
+from rectune.prompt.events import Event, Fan
 from rectune.prompt.tree import Trees
 from rectune.score.open_run import OpenRun
 from rectune.score.scorer import score_trees
+from rectune.score.trunks import Trunks
 
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
+Progress = Callable[[int], None]
+
+_AGREE = {torch.float32: 1e-3}
+"""How far a shared pass may be from plain prompts, in log-odds, before it is distrusted; 0.5 in half precision."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class Request:
     Attributes:
         history: what the user did, oldest first.
         candidates: the items asked about, each after the whole history.
-        user: under this name the history's keys and values are kept for the next request; None keeps nothing.
+        user: under this name the history's keys and values are kept for the next request, which may go on with new
+            events; None keeps nothing.
     """
 
     history: Sequence[Event]
@@ -40,39 +52,208 @@ class Request:
     user: str | None = None
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A group of a pass: whose candidates its branches are, and the name to keep its trunk under."""
+
+    request: int
+    which: list[int]
+    group: Group
+    user: str | None
+    trunk: list[int]
+
+
 class CandidateScorer:
     """Scores candidates with one opened run.
+
+    The scores are those of the plain prompts, run one at a time, up to the rounding of the precision in use: within
+    2e-5 log-odds in float32, and some hundredths in bfloat16, where two batches of one prompt differ as much.
 
     Args:
         run: from `open_run`.
         say: prints one line.
         memory_gib: what scoring may take beside the weights; None finds it from what is free.
+        tuned: False asks the base model without its adapter.
+
+    Raises:
+        ConfigError: `memory_gib` is no positive number.
     """
 
-    def __init__(self, run: OpenRun, say: Say, memory_gib: float | None = None) -> None:
+    def __init__(self, run: OpenRun, say: Say, memory_gib: float | None = None, tuned: bool = True) -> None:
         self.run = run
         self.say = say
+        self.tuned = tuned
+        self.budget = scoring_budget(run.model, memory_gib)
+        self.trunks = Trunks(self.budget.kept)
+        self._tokens = self.budget.tokens
+        self._shared: bool | None = None
 
-    def score(self, requests: Sequence[Request], progress: Callable[[int], None] | None = None) -> list[Floats]:
-        """Log-odds of every candidate of every request, each [candidates of the request], prior added.
+    def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Floats]:
+        """Log-odds of every candidate of every request, prior added.
 
         Args:
             requests: any number of users, with any numbers of candidates.
             progress: called with the number of candidates scored since the last call.
+
+        Returns:
+            For each request float64 [candidates]; P(yes) is the sigmoid.
+
+        Raises:
+            DataError: a prompt does not fit `cutoff_len` even without history.
+            ModelError: a score is not a number.
+            ResourceError: one candidate alone does not fit the device's memory.
         """
-        prompts = self.run.prompts
-        found = []
-        for request in requests:
-            history = list(request.history)
-            if self.run.config.layout == "pointwise":
-                history = history[-self.run.config.history_len :]
-            built = [prompts.build(history, candidate.text) for candidate in request.candidates]
-            none = np.zeros(len(built), dtype=np.int32)
-            trees = Trees.of_prompts(
-                [prompt.tokens for prompt in built], none, none, none, [each.prior for each in request.candidates]
+        found = [np.array([each.prior for each in request.candidates], dtype=np.float64) for request in requests]
+        with self._asking():
+            if self._shared is None:
+                self._shared = self._agrees(requests)
+            for piece, odds in self._alone(requests) if self._shared is False else self._passes(requests):
+                found[piece.request][piece.which] += odds
+                if progress is not None and piece.which:
+                    progress(len(piece.which))
+        bad = sum(int((~np.isfinite(odds)).sum()) for odds in found)
+        if bad:
+            raise ModelError(
+                f"{bad} of {sum(map(len, found))} scores are not numbers: the adapter has diverged or float16 "
+                "overflowed; train with bf16=true or a lower learning_rate"
             )
-            size, attention = self.run.config.per_device_eval_batch_size, self.run.loaded.attention
-            found.append(score_trees(self.run.model, trees, prompts.verbalizer, size, attention))
-            if progress is not None:
-                progress(len(built))
         return found
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        model = self.run.model
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode(), nullcontext() if self.tuned else model.disable_adapter():
+                yield
+        finally:
+            model.train(was_training)
+
+    def _fans(self, request: Request) -> list[Fan]:
+        history = list(request.history)
+        if self.run.config.layout == "pointwise":
+            history = history[len(history) - min(len(history), self.run.config.history_len) :]
+        return self.run.prompts.fan_out(history, [each.text for each in request.candidates])
+
+    # --- shared passes ---
+
+    def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[_Piece, Floats]]:
+        """Pieces of requests, packed into passes under the token budget, with their candidates' log-odds."""
+        waiting: list[_Piece] = []
+        for number, request in enumerate(requests):
+            for fan in self._fans(request):
+                kept = None if request.user is None else self.trunks.beginning(request.user, fan.trunk)
+                at = 0
+                while at < len(fan.which):
+                    rest = fan.trunk[0 if kept is None else len(kept) :]
+                    room = self._tokens - sum(piece.group.tokens for piece in waiting) - len(rest)
+                    stop = at
+                    while stop < len(fan.which) and room >= len(fan.branches[stop]):
+                        room -= len(fan.branches[stop])
+                        stop += 1
+                    if stop == at and waiting:
+                        yield from self._run(waiting)
+                        waiting = []
+                        continue
+                    if stop == at and len(rest) > self._tokens // 2 > 0:  # a trunk too long for one pass
+                        (kept,) = self._forward([Group(kept, rest[: self._tokens // 2], [], keep=True)])[1]
+                        continue
+                    stop = max(stop, at + 1)
+                    more = stop < len(fan.which)
+                    keep = more or (request.user is not None and bool(rest))
+                    group = Group(kept, rest, fan.branches[at:stop], keep)
+                    waiting.append(_Piece(number, fan.which[at:stop], group, request.user, fan.trunk))
+                    at = stop
+                    if more:
+                        for piece, odds, keys in self._results(waiting):
+                            kept = keys if piece is waiting[-1] else kept
+                            yield piece, odds
+                        waiting = []
+        if waiting:
+            yield from self._run(waiting)
+
+    def _run(self, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Floats]]:
+        return ((piece, odds) for piece, odds, _ in self._results(pieces))
+
+    def _results(self, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Floats, Keys | None]]:
+        """One pass; what it found for each piece, whose trunk is kept where it has a user's name."""
+        odds, keys = self._forward([piece.group for piece in pieces])
+        at = 0
+        for piece, trunk in zip(pieces, keys, strict=True):
+            if trunk is not None and piece.user is not None:
+                self.trunks.keep(piece.user, piece.trunk, trunk)
+            yield piece, odds[at : at + len(piece.which)], trunk
+            at += len(piece.which)
+
+    def _forward(self, groups: list[Group]) -> tuple[Floats, list[Keys | None]]:
+        """Log-odds of all branches in order, and the keys wanted; halves the pass where memory runs out.
+
+        Raises:
+            ResourceError: one branch alone does not fit.
+        """
+        model, words = self.run.model, self.run.prompts.verbalizer
+        try:
+            hidden, keys = run_groups(model, groups)
+            logits = label_logits(model, hidden, words.negative_id, words.positive_id)
+            # Widened on the CPU: Apple's devices have no float64.
+            return (logits[:, 1] - logits[:, 0]).float().cpu().double().numpy(), keys
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = error
+        self.trunks.clear()
+        tokens = sum(group.tokens for group in groups)
+        self._tokens = max(1, min(self._tokens, tokens) // 2)
+        if len(groups) == 1 and len(groups[0].branches) < 2:
+            raise ResourceError(
+                f"scoring one prompt of {groups[0].depth} tokens does not fit this device; lower cutoff_len, take a "
+                "smaller model, or free some memory"
+            ) from reason
+        self.say(f"memory: {tokens:,} tokens at once do not fit this device; going on with {self._tokens:,}")
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            (one, some), (two, others) = self._forward(groups[:middle]), self._forward(groups[middle:])
+            return np.concatenate([one, two]), [*some, *others]
+        group, half = groups[0], len(groups[0].branches) // 2
+        first, (trunk,) = self._forward([replace(group, branches=group.branches[:half], keep=True)])
+        second, _ = self._forward([Group(trunk, [], group.branches[half:])])
+        return np.concatenate([first, second]), [trunk if group.keep else None]
+
+    # --- plain prompts ---
+
+    def _alone(self, requests: Sequence[Request]) -> Iterator[tuple[_Piece, Floats]]:
+        """Every candidate as a plain prompt, for models whose attention cannot be shared."""
+        words, size = self.run.prompts.verbalizer, self.run.config.per_device_eval_batch_size
+        for number, request in enumerate(requests):
+            for fan in self._fans(request):
+                prompts: list[npt.ArrayLike] = [[*fan.trunk, *branch] for branch in fan.branches]
+                nothing = np.zeros(len(prompts), dtype=np.int32)
+                trees = Trees.of_prompts(prompts, nothing, nothing, nothing)
+                odds = score_trees(self.run.model, trees, words, size, self.run.loaded.attention)
+                yield _Piece(number, fan.which, Group(None, fan.trunk, fan.branches), None, fan.trunk), odds
+
+    def _agrees(self, requests: Sequence[Request]) -> bool | None:
+        """Whether a shared pass gives what plain prompts give, tried on two candidates; None without a candidate.
+
+        Guards against models whose positions or masks are not those of the Llama family.
+        """
+        tried = max(requests, key=lambda each: (len(each.candidates) > 0, len(each.history) > 0), default=None)
+        if tried is None or not tried.candidates:
+            return None
+        asked = Request(tried.history[-2:], tried.candidates[:2])
+        try:
+            shared = np.concatenate([odds for _, odds in self._passes([asked])])
+            plain = np.concatenate([odds for _, odds in self._alone([asked])])
+            apart = float(np.abs(shared - plain).max())
+            problem, good = f"it is {apart:.2g} log-odds off", apart <= _AGREE.get(self.run.loaded.dtype, 0.5)
+        except (ModelError, TypeError) as error:
+            problem, good = str(error), False
+        if not good:
+            self.say(f"scoring: each prompt by itself, since this model cannot share a history's pass: {problem}")
+        return good
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: on CPUs PyTorch has no error of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
