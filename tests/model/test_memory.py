@@ -46,5 +46,5 @@ def test_without_a_wish_a_quarter_of_the_free_memory_is_taken_and_said(model: An
 
 @pytest.mark.parametrize("wish", [0.0, -1.0, float("nan")])
 def test_a_senseless_wish_is_one_line(model: Any, wish: float) -> None:
-    with pytest.raises(ConfigError, match="^memory: got .* GiB, allowed: more than 0$"):
+    with pytest.raises(ConfigError, match=r"^memory: got .* GiB, allowed: more than 0$"):
         scoring_budget(model, wish)
