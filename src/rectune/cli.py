@@ -143,6 +143,14 @@ class Split(StrEnum):
     VALIDATION = "validation"
 
 
+class AsOf(StrEnum):
+    """How far a history goes."""
+
+    NOW = "now"
+    TEST = "test"
+    VALIDATION = "validation"
+
+
 class Mode(StrEnum):
     """How a model is asked."""
 
@@ -165,27 +173,58 @@ def _refuse_idle(given: dict[str, object], doing: str) -> None:
         raise ConfigError(f"{idle[0]}: does nothing {doing}; leave it out")
 
 
-@app.command(epilog="Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers")
+def _score_pairs(run: Path, overrides: list[str], file: Path, output: Path | None, as_of: str) -> None:
+    """Score a file of pairs; everything about the files is checked before the model is loaded."""
+    from rectune.score.pair_file import check_output, read_pairs
+
+    pairs = read_pairs(file)
+    output = output or run / f"{file.stem}_scored{file.suffix}"
+    check_output(pairs, output)
+    from rectune.score.open_run import open_run
+    from rectune.score.pairs import score_pairs
+    from rectune.score.score import open_data
+
+    opened = open_run(run, overrides, say)
+    table = score_pairs(opened, open_data(opened, say), pairs, output, as_of, say, _console())
+    say(f"written: {output} ({len(table):,} rows)")
+
+
+@app.command(
+    epilog="Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers   ·   "
+    "rectune score output/demo --pairs pairs.csv --as-of test"
+)
 def score(
     run: RunPath,
     overrides: Overrides = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="test_raw.jsonl or Alpaca JSON.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for a split, folder for --input.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="CSV, Parquet or JSONL with user_id and item_id; a killed call goes on.")
+    ] = None,
+    as_of: Annotated[
+        AsOf | None, typer.Option(help="With --pairs: show all events (now, the default), or those before this split.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for a split or --pairs, folder for --input.")] = None,
     split: Annotated[Split | None, typer.Option(help="The events to ask about; test when left out.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="logits when left out; generate adds greedy answers.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="Ask the untuned model too.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="One canned prompt, base beside tuned.")] = False,
 ) -> None:
-    """P(yes) for every event of a split, for every record of a file, or for one canned prompt."""
+    """P(yes) for every event of a split, for every record of a file, for pairs of user and item, or for one prompt."""
     of_file: dict[str, object] = {"--max-samples": max_samples, "--compare-base": compare_base}
     if demo:
-        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode}
-        _refuse_idle({**others, **of_file}, "with --demo")
+        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
+        _refuse_idle({**others, **of_file, "--as-of": as_of}, "with --demo")
+    elif pairs is not None:
+        _refuse_idle({"--input": input_file, "--split": split, "--mode": mode, **of_file}, "with --pairs")
     elif input_file is not None:
-        _refuse_idle({"--split": split}, "with --input")
+        _refuse_idle({"--split": split, "--as-of": as_of}, "with --input")
     else:
         _refuse_idle(of_file, "without --input")
+        _refuse_idle({"--as-of": as_of}, "without --pairs")
+    if pairs is not None:
+        _score_pairs(run, overrides or [], pairs, output, (as_of or AsOf.NOW).value)
+        return
     from rectune.report.infer import infer_demo, infer_file
     from rectune.score.open_run import open_run
     from rectune.score.score import TUNED, open_data, score_rows, split_rows, write_predictions
@@ -205,18 +244,40 @@ def score(
         say(f"written: {path} ({len(table):,} rows)")
 
 
-@app.command(epilog="Example: rectune evaluate output/demo --split validation")
+class Protocol(StrEnum):
+    """What an evaluation asks."""
+
+    ONLINE = "online"
+    TOPK = "topk"
+
+
+@app.command(
+    epilog="Example: rectune evaluate output/demo --split validation   ·   "
+    "rectune evaluate output/demo --protocol topk --max-users 200"
+)
 def evaluate(
     run: RunPath,
     overrides: Overrides = None,
     split: SplitOption = Split.TEST,
     mode: ModeOption = Mode.LOGITS,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the untuned model too.")] = True,
+    protocol: Annotated[
+        Protocol, typer.Option(help="online: every event given all before it. topk: rankings at the split's beginning.")
+    ] = Protocol.ONLINE,
+    max_users: Annotated[int | None, typer.Option(min=1, help="With topk: at most this many users.")] = None,
 ) -> None:
     """Measure a run on a split, beside its untuned base and a baseline, and write metrics.json and report.html.
 
-    For validation they are metrics_validation.json and report_validation.html.
+    For validation they are metrics_validation.json and report_validation.html. With --protocol topk: candidate sets,
+    retrievers and a retriever's best ranked again by the model, into metrics_topk.json.
     """
+    if protocol is Protocol.TOPK:
+        _refuse_idle({"--mode": mode is not Mode.LOGITS}, "with --protocol topk")
+        from rectune.report.topk import evaluate_topk
+
+        evaluate_topk(run, overrides or [], split.value, max_users, base, say, _console())
+        return
+    _refuse_idle({"--max-users": max_users}, "without --protocol topk")
     from rectune.report.evaluate import evaluate as stage
 
     found = stage(run, overrides or [], split.value, mode.value, base, say, _console())
@@ -234,6 +295,79 @@ def compare(
     from rectune.report.evaluate import compare as stage
 
     stage(run, overrides or [], split.value, output, say, _console())
+
+
+class Unknown(StrEnum):
+    """What to do with a title that the catalog does not hold."""
+
+    ERROR = "error"
+    TEXT = "text"
+
+
+class RetrieverName(StrEnum):
+    """The first of two stages."""
+
+    MF = "mf"
+    ITEM_KNN = "item_knn"
+    POPULARITY = "popularity"
+
+
+RunOrConfig = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder; or a configuration, for its untuned base model.")
+]
+
+
+def _aside(text: str) -> None:
+    """Print one line for a person where standard output holds JSON."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command(
+    epilog='Example: rectune rank output/demo --history "Toy Story (1995)=5" --history "Heat (1995)=2" '
+    '--candidate "Alien (1979)" --candidate "Fargo (1996)"   ·   rectune rank output/demo --input requests.jsonl --json'
+)
+def rank(
+    run: RunOrConfig,
+    overrides: Overrides = None,
+    history: Annotated[
+        list[str] | None, typer.Option(metavar="TITLE=RATING", help="An event, oldest first; =Yes, =No are labels.")
+    ] = None,
+    candidate: Annotated[list[str] | None, typer.Option(metavar="TITLE", help="An item to rank, or its id.")] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE|-", help='JSON lines of {"history": [...], "candidates": [...]}.'),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many of the best to show.")] = 10,
+    unknown: Annotated[
+        Unknown, typer.Option(help="Titles not in the catalog: refuse, or ask as text.")
+    ] = Unknown.ERROR,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each request.")] = False,
+) -> None:
+    """Rank items for one person by P(like), given what they did; no user of the dataset is needed."""
+    from rectune.report.rank import rank as stage
+
+    notes = _aside if as_json else say
+    stage(
+        run, overrides or [], history or [], candidate or [], input_file, k, unknown.value, as_json, notes, _console()
+    )
+
+
+@app.command(epilog="Example: rectune recommend output/demo --user 42 -k 10   ·   ... --user 42 --retriever item_knn")
+def recommend(
+    run: RunOrConfig,
+    user: Annotated[str, typer.Option(help="A user of the dataset.")],
+    overrides: Overrides = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items to show.")] = 10,
+    pool: Annotated[int, typer.Option(min=1, help="How many unseen items the retriever hands to the model.")] = 100,
+    retriever: Annotated[RetrieverName, typer.Option(help="The cheap first stage.")] = RetrieverName.MF,
+    as_of: Annotated[AsOf, typer.Option(help="What is known: all events, or those before this split.")] = AsOf.NOW,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items to a user of the dataset: a retriever's best, ranked again by the model."""
+    from rectune.report.recommend import recommend as stage
+
+    notes = _aside if as_json else say
+    stage(run, overrides or [], user, k, pool, retriever.value, as_of.value, as_json, notes, _console())
 
 
 @app.command(epilog="Example: rectune doctor   ·   rectune doctor --json")

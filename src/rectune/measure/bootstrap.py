@@ -172,9 +172,20 @@ def _draws(models: Sequence[WeightedMetrics], rows: int, metrics: Sequence[str],
     return [np.concatenate(values, axis=1) for values in parts]
 
 
-def _interval(values: Floats, level: float) -> tuple[float, float]:
+def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
+    """The middle `level` share of the draws."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def drawn_difference(point: float, values: Floats, level: float) -> Difference:
+    """A difference with what its draws say of it: the interval, and twice their smaller tail around zero as p-value.
+
+    One is added to both counts of the p-value, so that it is never zero (Davison and Hinkley 1997, 4.2).
+    """
+    smaller = min(int(np.sum(values <= 0)), int(np.sum(values >= 0)))
+    p_value = min(1.0, 2 * (smaller + 1) / (len(values) + 1))
+    return Difference(point, *percentile_interval(values, level), p_value)
 
 
 def _check(n: int, level: float, metrics: Sequence[str]) -> None:
@@ -228,7 +239,7 @@ def bootstrap_intervals(
     for metric, values in zip(metrics, drawn, strict=True):
         values = values[~np.isnan(values)]
         if len(values) and not np.isnan(model.compute(metric, once)[0]):
-            intervals[metric] = _interval(values, level)
+            intervals[metric] = percentile_interval(values, level)
     return intervals
 
 
@@ -267,7 +278,5 @@ def paired_bootstrap(
         values = values[~np.isnan(values)]
         if not len(values) or np.isnan(point):
             continue
-        smaller = min(int(np.sum(values <= 0)), int(np.sum(values >= 0)))
-        p_value = min(1.0, 2 * (smaller + 1) / (len(values) + 1))
-        differences[metric] = Difference(point, *_interval(values, level), p_value)
+        differences[metric] = drawn_difference(point, values, level)
     return differences

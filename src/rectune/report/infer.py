@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import ItemRates, rate_text, uses_rates
+from rectune.baselines.item_rates import uses_rates
 from rectune.data.columns import LABEL
 from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
@@ -21,6 +21,7 @@ from rectune.prompt.events import Event, Prompt
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
 from rectune.score.generate import extract_label, generate_answers, generated_line
+from rectune.score.items import item_prior, like_rate, with_rate
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
 from rectune.score.scorer import score_trees
@@ -104,13 +105,7 @@ def _label(run: OpenRun, word: Any, where: str) -> int | None:
     return known[word]
 
 
-def _rate(run: OpenRun, item: Any) -> tuple[float, int]:
-    """Like-rate and count of an item, by its id; an unknown one's is that of an unrated item."""
-    rates = run.settings.item_rates
-    return rates.get(None if item is None else str(item), rates[None])
-
-
-def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -> list[Any]:
+def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -> list[str | None]:
     """The item ids of a record, one for the candidate or `count` for the history; null is an item without ratings.
 
     Raises:
@@ -124,7 +119,7 @@ def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -
     found = _checked(record, key, (str, int, type(None)), count is not None, where)
     if count is not None and len(found) != count:
         raise DataError(f"{where}: {count} history_titles but {len(found)} {key}")
-    return found if count is not None else [found]
+    return [None if item is None else str(item) for item in (found if count is not None else [found])]
 
 
 def _with_rates(
@@ -135,17 +130,13 @@ def _with_rates(
     Raises:
         DataError: the run needs item ids, and the record does not give them.
     """
-    config = run.config
-    if not uses_rates(config):
+    if not uses_rates(run.config):
         return titles, candidate, 0.0
-    rate, count = _rate(run, *_item_ids(record, "candidate_item_id", None, where))
-    prior = ItemRates(np.array([rate]), np.array([count])).log_odds[0] if config.prior == "item_rate" else 0.0
-    if config.item_rate_text:
-        candidate += rate_text(rate, count)
-        if titles:
-            items = _item_ids(record, "history_item_ids", len(titles), where)
-            titles = [title + rate_text(*_rate(run, item)) for title, item in zip(titles, items, strict=True)]
-    return titles, candidate, float(prior)
+    (asked,) = _item_ids(record, "candidate_item_id", None, where)
+    if run.config.item_rate_text and titles:
+        items = _item_ids(record, "history_item_ids", len(titles), where)
+        titles = [with_rate(run, title, item) for title, item in zip(titles, items, strict=True)]
+    return titles, with_rate(run, candidate, asked), item_prior(run, asked)
 
 
 def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
@@ -243,7 +234,7 @@ def infer_demo(run: OpenRun, say: Say) -> None:
     asked = question(run, _CANNED, "the canned prompt")
     say(run.loaded.tokenizer.decode(asked.prompt.tokens))
     if uses_rates(run.config):
-        rate, _ = _rate(run, None)
+        rate, _ = like_rate(run, None)
         say(f"item rates: these films are in no dataset, so all have the like-rate of an unrated item ({rate:.0%})")
     mode = "generate" if run.config.prior == "none" else "logits"  # a generated answer cannot have a prior added
     for which in (UNTUNED, TUNED):

@@ -1,0 +1,254 @@
+"""Score a file of (user, item) pairs: grouped by user, in chunks, resumable, written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rectune.data.columns import HISTORY_END, ITEM_ID, LABEL, RATING, SPLIT, TEST, USER_ID, VALIDATION
+from rectune.errors import ConfigError, DataError
+from rectune.files import atomic_path, hash_file, hash_text
+from rectune.measure.classification import probability
+from rectune.prompt.dataset import Dataset
+from rectune.score.candidates import CandidateScorer, Request
+from rectune.score.items import Items
+from rectune.score.open_run import OpenRun
+from rectune.score.pair_file import LOG_ODDS, SCORE, Pairs, check_output, write_pairs
+
+CHUNK = 8192
+"""Lines of prompts (events of a history, or candidates) that are scored together; what a kill can cost."""
+NOW = "now"
+AS_OF = {NOW: (), VALIDATION: (VALIDATION, TEST), TEST: (TEST,)}
+"""The splits whose events no history shows, nor any event from the first of them on."""
+
+Ints = npt.NDArray[np.int64]
+Say = Callable[[str], None]
+
+
+def asked_of(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Each pair once, users one after the other.
+
+    Users stand in the order in which they first occur, and each one's items too.
+
+    Returns:
+        asked (user_id, item_id) and its users (user_id, count).
+    """
+    once = table.select(USER_ID, ITEM_ID).unique(maintain_order=True)
+    users = once.group_by(USER_ID, maintain_order=True).agg(count=pl.len().cast(pl.Int64))
+    numbered = once.join(users.with_row_index("number"), on=USER_ID, how="left", maintain_order="left")
+    return numbered.sort("number", maintain_order=True).select(USER_ID, ITEM_ID), users
+
+
+def histories(events: pl.DataFrame, users: pl.DataFrame, as_of: str) -> pl.DataFrame:
+    """Where in the table of events each user's history lies.
+
+    Args:
+        events: whole timelines, sorted by user and position.
+        users: user_id.
+        as_of: `now` takes all events of a user; `validation` and `test` those strictly earlier than the user's first
+            event of that split or of a later one, which are all where there is none.
+
+    Returns:
+        start, stop (Int64; both 0 for a user without events) and dated (whether there is such a first event), one
+        row for each of `users`.
+    """
+    hidden = pl.col(SPLIT).is_in(list(AS_OF[as_of]))
+    lines = events.group_by(USER_ID, maintain_order=True).agg(
+        count=pl.len().cast(pl.Int64), before=pl.col(HISTORY_END).filter(hidden).first().cast(pl.Int64)
+    )
+    start = pl.col("count").cum_sum() - pl.col("count")
+    lines = lines.select(
+        USER_ID, start=start, stop=start + pl.coalesce("before", "count"), dated=pl.col("before").is_not_null()
+    )
+    found = users.join(lines, on=USER_ID, how="left", maintain_order="left")
+    return found.select(pl.col("start", "stop").fill_null(0), pl.col("dated").fill_null(True))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is asked, cut: a part is some of one user's pairs, and parts of one chunk are scored together.
+
+    Attributes:
+        user: int64 [parts]; index of the user.
+        start, stop: int64 [parts]; the part's pairs.
+        chunk: int64 [parts]; number of the chunk, ascending.
+    """
+
+    user: Ints
+    start: Ints
+    stop: Ints
+    chunk: Ints
+
+
+def cut(counts: Ints, shown: Ints, size: int) -> Parts:
+    """Cut users' pairs into parts, and put parts that begin within the same `size` lines into one chunk.
+
+    Args:
+        counts: int64 [users]; pairs of each, at least 1.
+        shown: int64 [users]; events of each one's history that a prompt can show.
+        size: lines of a chunk; a user with more pairs than that is cut, and its history read again.
+    """
+    pieces = -(-counts // size)
+    user = np.repeat(np.arange(len(counts)), pieces)
+    first = np.cumsum(counts) - counts
+    index = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    start = first[user] + index * size
+    stop = np.minimum(start + size, (first + counts)[user])
+    lines = shown[user] + stop - start
+    return Parts(user, start, stop, (np.cumsum(lines) - lines) // size)
+
+
+class _Work:
+    """The pairs of one call, ready to be scored chunk by chunk."""
+
+    def __init__(self, run: OpenRun, data: Dataset, pairs: Pairs, as_of: str, say: Say) -> None:
+        known = pairs.table[ITEM_ID].is_in(data.catalog[ITEM_ID].implode())
+        if not known.all():
+            unknown = pairs.table.filter(~known)[ITEM_ID].unique(maintain_order=True)
+            first = int((~known).arg_true()[0])
+            few = ", ".join(map(repr, unknown.head(3))) + (", ..." if len(unknown) > 3 else "")
+            raise DataError(
+                f"{pairs.file}: {int((~known).sum()):,} pairs name {len(unknown):,} items that the catalog of "
+                f"{data.catalog.height:,} does not hold: {few}; the first on {pairs.place(first)}; remove these pairs, "
+                "or give the dataset that holds the items with dataset_dir=FOLDER"
+            )
+        self.run, self.data = run, data
+        self.items = Items(run, data.catalog)
+        self.asked, users = asked_of(pairs.table)
+        found = histories(data.events, users, as_of)
+        self.start, self.stop = found["start"].to_numpy(), found["stop"].to_numpy()
+        # No prompt shows more events than it has tokens, nor in the pointwise layout more than history_len.
+        self.most = run.config.history_len if run.config.layout == "pointwise" else run.config.cutoff_len
+        self.parts = cut(users["count"].to_numpy(), np.minimum(self.stop - self.start, self.most), CHUNK)
+        cold, twice = int((self.start == self.stop).sum()), pairs.table.height - self.asked.height
+        notes = [f"{cold:,} of them without any history"] * (cold > 0) + [f"{twice:,} pairs repeated"] * (twice > 0)
+        undated = int((~found["dated"]).sum()) if as_of != NOW else 0
+        notes += [f"{undated:,} users have no event from {as_of} on, so all of theirs are shown"] * (undated > 0)
+        say(f"pairs: {pairs.table.height:,} of {users.height:,} users" + "".join(f"; {note}" for note in notes))
+
+    def chunks(self) -> Iterator[tuple[int, int, range]]:
+        """First and last pair of each chunk, and its parts."""
+        edges = np.flatnonzero(np.diff(self.parts.chunk, prepend=-1)).tolist()
+        for first, end in zip(edges, [*edges[1:], len(self.parts.chunk)], strict=True):
+            yield int(self.parts.start[first]), int(self.parts.stop[end - 1]), range(first, end)
+
+    def requests(self, parts: range) -> list[Request]:
+        """The requests of a chunk, one a part."""
+        found = []
+        for part in parts:
+            user, start, stop = (int(each[part]) for each in (self.parts.user, self.parts.start, self.parts.stop))
+            begin, end = int(self.start[user]), int(self.stop[user])
+            begin = max(begin, end - self.most)
+            events = self.data.events.slice(begin, end - begin).select(ITEM_ID, RATING, LABEL)
+            items = self.asked[ITEM_ID].slice(start, stop - start).to_list()
+            found.append(
+                Request(
+                    [self.items.event(item, rating, label) for item, rating, label in events.iter_rows()],
+                    [self.items.candidate(item) for item in items],
+                )
+            )
+        return found
+
+
+def _stored(file: Path, height: int) -> npt.NDArray[np.float64] | None:
+    """A chunk kept by an earlier call, or None when there is none or it is damaged."""
+    try:
+        found = pl.read_parquet(file)[LOG_ODDS].to_numpy() if file.is_file() else None
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+    return found if found is not None and len(found) == height else None
+
+
+def score_pairs(
+    run: OpenRun,
+    data: Dataset,
+    pairs: Pairs,
+    output: Path,
+    as_of: str,
+    say: Say,
+    console: Console,
+    scorer: CandidateScorer | None = None,
+) -> pl.DataFrame:
+    """Score every pair and write the file with log_odds and score added, rows in the order of the pairs.
+
+    Each finished chunk is kept under the run folder until the output is written, so that a killed call goes on where
+    it was when it is repeated. The chunks depend on the pairs alone, so the result does not depend on the kill.
+
+    Args:
+        run: the opened run.
+        data: the dataset that the histories come from.
+        pairs: from `read_pairs`.
+        output: where to write; CSV, Parquet or JSONL by its ending.
+        as_of: `now`, `test` or `validation`; see `histories`.
+        say: prints one line.
+        console: shows progress; without a terminal each chunk is a line.
+        scorer: scores the candidates; None makes one.
+
+    Returns:
+        What is written: the pairs' columns, log_odds and score, P(like).
+
+    Raises:
+        ConfigError: `as_of` or the output cannot be.
+        DataError: an item is not in the catalog.
+    """
+    if as_of not in AS_OF:
+        raise ConfigError(f"--as-of: got {as_of!r}, allowed: {', '.join(AS_OF)}")
+    check_output(pairs, output)
+    work = _Work(run, data, pairs, as_of, say)
+    scorer = scorer or CandidateScorer(run, say)
+    # The whole configuration, since base model, quantisation, kernel and prompt all show in the scores.
+    key = hash_text(
+        "pairs", hash_file(pairs.file), as_of, run.adapter_hash, data.content_hash, str(run.settings.prior),
+        run.config.to_yaml(), str(run.loaded.dtype), run.loaded.attention, str(CHUNK),
+    )[:16]  # fmt: skip
+    store = run.folder / "scoring" / key
+    log_odds = np.full(work.asked.height, np.nan)
+    left = []
+    for start, stop, parts in work.chunks():
+        found = _stored(store / f"pairs-{start:09d}.parquet", stop - start)
+        if found is None:
+            left.append((start, stop, parts))
+        else:
+            log_odds[start:stop] = found
+    total, done = len(log_odds), int(np.isfinite(log_odds).sum())
+    if done:
+        say(f"{done:,} of {total:,} pairs were scored by an earlier call")
+    columns = (TextColumn("scoring pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    before, began = done, time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=total, completed=done)
+        try:
+            for start, stop, parts in left:
+                scored = scorer.score(work.requests(parts), lambda count: bar.advance(task, count))
+                log_odds[start:stop] = np.concatenate(scored)
+                with atomic_path(store / f"pairs-{start:09d}.parquet") as temporary:
+                    pl.DataFrame({LOG_ODDS: log_odds[start:stop]}).write_parquet(temporary)
+                done += stop - start
+                bar.update(task, completed=done)
+                if not console.is_terminal:
+                    speed = (done - before) / (time.monotonic() - began)
+                    rest = timedelta(seconds=round((total - done) / speed))
+                    say(f"scored: {done:,} of {total:,} pairs, {speed:,.1f} a second, about {rest} left")
+        except KeyboardInterrupt:
+            say(f"stopped with {done:,} of {total:,} pairs scored; the same command goes on from there")
+            raise
+    scores = work.asked.with_columns(
+        pl.Series(LOG_ODDS, log_odds), pl.Series(SCORE, probability(log_odds), dtype=pl.Float64)
+    )
+    table = pairs.table.join(scores, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")
+    write_pairs(table, output)
+    shutil.rmtree(store, ignore_errors=True)
+    with suppress(OSError):  # another call's chunks may lie beside them
+        store.parent.rmdir()
+    return table
