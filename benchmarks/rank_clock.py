@@ -83,6 +83,8 @@ def _search(contender: Any, asked: Asked, choices: list[Settings]) -> list[Job]:
             trials.append({"settings": settings, "pairs_per_s": len(part[0].prompts) / took})
         except (RuntimeError, ValueError) as error:  # out of memory, or a kernel that is not to be had
             trials.append({"settings": settings, "error": " ".join(str(error).split())[:200]})
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # what the failed attempt held
     return trials
 
 

@@ -9,6 +9,7 @@ import argparse
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -54,7 +55,7 @@ class Peak:
 
 def measure(run: OpenRun, request: Request, memory_gib: float | None) -> None:
     """Score one request under one budget and print what it took."""
-    scorer = CandidateScorer(run, print, memory_gib)
+    scorer = CandidateScorer(replace(run, config=run.config.with_overrides(scoring_memory_gib=memory_gib)), print)
     scorer.score([Request(request.history, request.candidates[:50])])
     with Peak(run.loaded.device) as peak:
         before, started = peak.now(), time.perf_counter()

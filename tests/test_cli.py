@@ -143,17 +143,30 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "prepare", "inspect", "train", "score", "evaluate", "compare", "doctor", "configs"):
+    for command in ("run", "prepare", "inspect", "train", "score", "evaluate", "compare", "rank", "recommend", "doctor",
+                    "configs"):  # fmt: skip
         assert f"  {command} " in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "prepare", "inspect", "train", "score", "evaluate", "compare", "doctor", "configs"]
+    "command",
+    ["run", "prepare", "inspect", "train", "score", "evaluate", "compare", "rank", "recommend", "doctor", "configs"],
 )
 def test_every_command_explains_itself_with_an_example(command: str, rectune: Rectune) -> None:
     ended = rectune(command, "--help")
     assert ended.code == 0
     assert f"Example: rectune {command}" in ended.out
+
+
+def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    code = "from rectune.cli import main; import time; print('first', flush=True); time.sleep(0.5); main(['configs'])"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert writer.stdout is not None and writer.stderr is not None
+    assert writer.stdout.readline() == "first\n"
+    writer.stdout.close()
+    assert writer.wait() == 1
+    assert writer.stderr.read() == ""
+    writer.stderr.close()
 
 
 def test_a_wrong_option_or_command_is_no_traceback(rectune: Rectune) -> None:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rectune.cli_options import (
+    AsOf,
+    ConfigPath,
+    Mode,
+    ModeOption,
+    Overrides,
+    Protocol,
+    RunPath,
+    Split,
+    SplitOption,
+    console,
+    say,
+)
+from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
 from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
@@ -27,23 +40,6 @@ app = typer.Typer(
     "(`rectune configs`); commands that need a trained model take its run folder in place of CONFIG.",
     epilog="Start with: rectune run demo_cpu",
 )
-
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")]
-RunPath = Annotated[Path, typer.Argument(help="Run folder (output_dir of a training) or one of its checkpoints.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of configuration keys.")
-]
-
-
-def say(text: str) -> None:
-    """Print one line for a person, as it is."""
-    print(text, flush=True)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:
@@ -66,7 +62,7 @@ def run(
     """Everything from ratings to a report: prepare, train, evaluate base beside tuned."""
     from rectune.pipeline import run_all
 
-    run_all(_load(config, overrides), resume, overwrite, say, _console())
+    run_all(_load(config, overrides), resume, overwrite, say, console())
 
 
 @app.command(epilog="Example: rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-latest-small.zip")
@@ -106,7 +102,7 @@ def inspect(
         packed=packing,
         json_path=json_path,
         say=say,
-        console=_console(),
+        console=console(),
     )
 
 
@@ -133,33 +129,7 @@ def train(
     from rectune.train.train import train as stage
 
     start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)
-    stage(_load(config, overrides), say, _console(), start, clear=clear_cache, overwrite=overwrite)
-
-
-class Split(StrEnum):
-    """What may be measured."""
-
-    TEST = "test"
-    VALIDATION = "validation"
-
-
-class AsOf(StrEnum):
-    """How far a history goes."""
-
-    NOW = "now"
-    TEST = "test"
-    VALIDATION = "validation"
-
-
-class Mode(StrEnum):
-    """How a model is asked."""
-
-    LOGITS = "logits"
-    GENERATE = "generate"
-
-
-SplitOption = Annotated[Split, typer.Option(help="The events to ask about.")]
-ModeOption = Annotated[Mode, typer.Option(help="generate adds greedy answers of 8 tokens.")]
+    stage(_load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite)
 
 
 def _refuse_idle(given: dict[str, object], doing: str) -> None:
@@ -185,7 +155,7 @@ def _score_pairs(run: Path, overrides: list[str], file: Path, output: Path | Non
     from rectune.score.score import open_data
 
     opened = open_run(run, overrides, say)
-    table = score_pairs(opened, open_data(opened, say), pairs, output, as_of, say, _console())
+    table = score_pairs(opened, open_data(opened, say), pairs, output, as_of, say, console())
     say(f"written: {output} ({len(table):,} rows)")
 
 
@@ -238,17 +208,10 @@ def score(
     else:
         data = open_data(opened, say)
         rows = split_rows(opened, data, part.value)
-        table = score_rows(opened, data, rows, (TUNED,), way.value, say, _console())[TUNED]
+        table = score_rows(opened, data, rows, (TUNED,), way.value, say, console())[TUNED]
         path = output or run / f"predictions_{part.value}_tuned.parquet"
         write_predictions(table, path)
         say(f"written: {path} ({len(table):,} rows)")
-
-
-class Protocol(StrEnum):
-    """What an evaluation asks."""
-
-    ONLINE = "online"
-    TOPK = "topk"
 
 
 @app.command(
@@ -275,12 +238,12 @@ def evaluate(
         _refuse_idle({"--mode": mode is not Mode.LOGITS}, "with --protocol topk")
         from rectune.report.topk import evaluate_topk
 
-        evaluate_topk(run, overrides or [], split.value, max_users, base, say, _console())
+        evaluate_topk(run, overrides or [], split.value, max_users, base, say, console())
         return
     _refuse_idle({"--max-users": max_users}, "without --protocol topk")
     from rectune.report.evaluate import evaluate as stage
 
-    found = stage(run, overrides or [], split.value, mode.value, base, say, _console())
+    found = stage(run, overrides or [], split.value, mode.value, base, say, console())
     say(f"report: {found.page}")
 
 
@@ -294,80 +257,11 @@ def compare(
     """Untuned beside tuned, row by row: improvements, regressions, both wrong."""
     from rectune.report.evaluate import compare as stage
 
-    stage(run, overrides or [], split.value, output, say, _console())
+    stage(run, overrides or [], split.value, output, say, console())
 
 
-class Unknown(StrEnum):
-    """What to do with a title that the catalog does not hold."""
-
-    ERROR = "error"
-    TEXT = "text"
-
-
-class RetrieverName(StrEnum):
-    """The first of two stages."""
-
-    MF = "mf"
-    ITEM_KNN = "item_knn"
-    POPULARITY = "popularity"
-
-
-RunOrConfig = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder; or a configuration, for its untuned base model.")
-]
-
-
-def _aside(text: str) -> None:
-    """Print one line for a person where standard output holds JSON."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@app.command(
-    epilog='Example: rectune rank output/demo --history "Toy Story (1995)=5" --history "Heat (1995)=2" '
-    '--candidate "Alien (1979)" --candidate "Fargo (1996)"   ·   rectune rank output/demo --input requests.jsonl --json'
-)
-def rank(
-    run: RunOrConfig,
-    overrides: Overrides = None,
-    history: Annotated[
-        list[str] | None, typer.Option(metavar="TITLE=RATING", help="An event, oldest first; =Yes, =No are labels.")
-    ] = None,
-    candidate: Annotated[list[str] | None, typer.Option(metavar="TITLE", help="An item to rank, or its id.")] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="FILE|-", help='JSON lines of {"history": [...], "candidates": [...]}.'),
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many of the best to show.")] = 10,
-    unknown: Annotated[
-        Unknown, typer.Option(help="Titles not in the catalog: refuse, or ask as text.")
-    ] = Unknown.ERROR,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each request.")] = False,
-) -> None:
-    """Rank items for one person by P(like), given what they did; no user of the dataset is needed."""
-    from rectune.report.rank import rank as stage
-
-    notes = _aside if as_json else say
-    stage(
-        run, overrides or [], history or [], candidate or [], input_file, k, unknown.value, as_json, notes, _console()
-    )
-
-
-@app.command(epilog="Example: rectune recommend output/demo --user 42 -k 10   ·   ... --user 42 --retriever item_knn")
-def recommend(
-    run: RunOrConfig,
-    user: Annotated[str, typer.Option(help="A user of the dataset.")],
-    overrides: Overrides = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many items to show.")] = 10,
-    pool: Annotated[int, typer.Option(min=1, help="How many unseen items the retriever hands to the model.")] = 100,
-    retriever: Annotated[RetrieverName, typer.Option(help="The cheap first stage.")] = RetrieverName.MF,
-    as_of: Annotated[AsOf, typer.Option(help="What is known: all events, or those before this split.")] = AsOf.NOW,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Recommend items to a user of the dataset: a retriever's best, ranked again by the model."""
-    from rectune.report.recommend import recommend as stage
-
-    notes = _aside if as_json else say
-    stage(run, overrides or [], user, k, pool, retriever.value, as_of.value, as_json, notes, _console())
+app.command(epilog=RANK_EXAMPLE)(rank)
+app.command(epilog=RECOMMEND_EXAMPLE)(recommend)
 
 
 @app.command(epilog="Example: rectune doctor   ·   rectune doctor --json")

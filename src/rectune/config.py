@@ -129,6 +129,8 @@ class Config(BaseModel):
     """Sequences per forward pass."""
     per_device_eval_batch_size: int = Field(16, ge=1)
     """Sequences per forward pass when scoring."""
+    scoring_memory_gib: float | None = Field(None, gt=0)
+    """What ranking candidates may take beside the weights, in GiB; null finds it from the memory that is free."""
     gradient_accumulation_steps: int = Field(8, ge=1)
     """Forward passes per optimiser step."""
     learning_rate: float = Field(1.5e-4, gt=0)

@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 import torch
 
-from rectune.errors import ConfigError
 from rectune.model.answers import backbone_of
 from rectune.model.prefix import CELLS
 
@@ -71,12 +70,7 @@ def scoring_budget(model: Any, memory_gib: float | None = None) -> Budget:
         model: on its device, with or without an adapter.
         memory_gib: what scoring may take beside the weights; None takes half of a GPU's free memory, or a quarter
             of the main memory that is free, 4 GiB at most.
-
-    Raises:
-        ConfigError: `memory_gib` is no positive number.
     """
-    if memory_gib is not None and not memory_gib > 0:
-        raise ConfigError(f"memory: got {memory_gib:g} GiB, allowed: more than 0")
     bare, _ = backbone_of(model)
     device = next(bare.parameters()).device
     free = free_bytes(device)

@@ -70,20 +70,16 @@ class CandidateScorer:
     2e-5 log-odds in float32, and some hundredths in bfloat16, where two batches of one prompt differ as much.
 
     Args:
-        run: from `open_run`.
+        run: from `open_run`; its `scoring_memory_gib` bounds a pass and the trunks that are kept.
         say: prints one line.
-        memory_gib: what scoring may take beside the weights; None finds it from what is free.
         tuned: False asks the base model without its adapter.
-
-    Raises:
-        ConfigError: `memory_gib` is no positive number.
     """
 
-    def __init__(self, run: OpenRun, say: Say, memory_gib: float | None = None, tuned: bool = True) -> None:
+    def __init__(self, run: OpenRun, say: Say, tuned: bool = True) -> None:
         self.run = run
         self.say = say
         self.tuned = tuned
-        self.budget = scoring_budget(run.model, memory_gib)
+        self.budget = scoring_budget(run.model, run.config.scoring_memory_gib)
         self.trunks = Trunks(self.budget.kept)
         self._tokens = self.budget.tokens
         self._shared: bool | None = None

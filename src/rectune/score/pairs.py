@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,7 @@ class _Work:
             )
         self.run, self.data = run, data
         self.items = Items(run, data.catalog)
+        self.candidate = cache(self.items.candidate)  # as many as the catalog has items
         self.asked, users = asked_of(pairs.table)
         found = histories(data.events, users, as_of)
         self.start, self.stop = found["start"].to_numpy(), found["stop"].to_numpy()
@@ -155,7 +157,7 @@ class _Work:
             found.append(
                 Request(
                     [self.items.event(item, rating, label) for item, rating, label in events.iter_rows()],
-                    [self.items.candidate(item) for item in items],
+                    list(map(self.candidate, items)),
                 )
             )
         return found
@@ -207,10 +209,11 @@ def score_pairs(
     check_output(pairs, output)
     work = _Work(run, data, pairs, as_of, say)
     scorer = scorer or CandidateScorer(run, say)
-    # The whole configuration, since base model, quantisation, kernel and prompt all show in the scores.
+    # The whole configuration, since base model, quantisation, kernel and prompt all show in the scores, and so does,
+    # in half precision, how many tokens go into a pass.
     key = hash_text(
         "pairs", hash_file(pairs.file), as_of, run.adapter_hash, data.content_hash, str(run.settings.prior),
-        run.config.to_yaml(), str(run.loaded.dtype), run.loaded.attention, str(CHUNK),
+        run.config.to_yaml(), str(run.loaded.dtype), run.loaded.attention, str(CHUNK), str(scorer.budget.tokens),
     )[:16]  # fmt: skip
     store = run.folder / "scoring" / key
     log_odds = np.full(work.asked.height, np.nan)

@@ -1,0 +1,86 @@
+"""What the commands have in common: options and their allowed values, and where lines go."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")]
+RunPath = Annotated[Path, typer.Argument(help="Run folder (output_dir of a training) or one of its checkpoints.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of configuration keys.")
+]
+
+
+def say(text: str) -> None:
+    """Print one line for a person, as it is."""
+    print(text, flush=True)
+
+
+def console() -> Any:
+    """Where tables and progress go."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def aside(text: str) -> None:
+    """Print one line for a person where standard output holds JSON."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Split(StrEnum):
+    """What may be measured."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+class AsOf(StrEnum):
+    """How far a history goes."""
+
+    NOW = "now"
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+class Mode(StrEnum):
+    """How a model is asked."""
+
+    LOGITS = "logits"
+    GENERATE = "generate"
+
+
+SplitOption = Annotated[Split, typer.Option(help="The events to ask about.")]
+ModeOption = Annotated[Mode, typer.Option(help="generate adds greedy answers of 8 tokens.")]
+
+
+class Protocol(StrEnum):
+    """What an evaluation asks."""
+
+    ONLINE = "online"
+    TOPK = "topk"
+
+
+class Unknown(StrEnum):
+    """What to do with a title that the catalog does not hold."""
+
+    ERROR = "error"
+    TEXT = "text"
+
+
+class RetrieverName(StrEnum):
+    """The first of two stages."""
+
+    MF = "mf"
+    ITEM_KNN = "item_knn"
+    POPULARITY = "popularity"
+
+
+RunOrConfig = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder; or a configuration, for its untuned base model.")
+]
