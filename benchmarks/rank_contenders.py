@@ -20,7 +20,7 @@ from rectune.score.generate import MAX_NEW_TOKENS, extract_label
 
 Settings = dict[str, Any]
 
-TOLERANCE = 0.35
+TOLERANCE = 0.25
 """How far log-odds in bfloat16 or with quantised activations may lie from those of float32, at most."""
 
 
