@@ -204,11 +204,13 @@ def test_a_prompt_loses_whole_oldest_events_to_fit(tiny_pieces: Pieces) -> None:
 
     history = [Event(f"Film {number}", 4.0, number % 2) for number in range(9)]
     whole = prompts_of(1 << 20)
-    fits = len(whole.build(history[4:], "Alien").tokens)
+    # The candidate's line reserves 32 tokens, whatever its length up to that.
+    fits = len(whole.build(history[4:], "Alien").tokens) + 32 - len(tiny_pieces.text("Alien:"))
     for room, dropped in ((fits, 4), (fits - 1, 5), (fits + 1, 4)):
         built = prompts_of(room).build(history, "Alien")
         assert built.dropped == dropped and len(built.tokens) <= room
         assert built.tokens == whole.build(history[dropped:], "Alien").tokens
+        assert prompts_of(room).build(history, "Z").dropped == dropped
     least = len(whole.build([], "A long title of many tokens").tokens)
     with pytest.raises(DataError, match=f"^cutoff_len: got {least - 1}, but .* needs {least} tokens"):
         prompts_of(least - 1).build(history, "A long title of many tokens")

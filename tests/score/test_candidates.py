@@ -68,11 +68,15 @@ class Reference:
         run, prompts = self.run, self.run.prompts
         if run.config.layout == "pointwise":
             history = history[-run.config.history_len :]
+        tokenizer = run.loaded.tokenizer
         room = run.config.cutoff_len - (2 if run.config.layout == "pointwise" else 0)
+        if run.config.layout == "stream":
+            # A line reserves a multiple of 32 tokens, where there is room for that.
+            line = len(tokenizer(candidate.text + run.config.stream_cue, add_special_tokens=False).input_ids)
+            alone = len(tokenizer(prompts.text([], candidate.text), add_special_tokens=False).input_ids)
+            room -= -line % 32 if alone + -line % 32 <= room else 0
         for first in range(len(history) + 1):
-            ids = run.loaded.tokenizer(
-                prompts.text(history[first:], candidate.text), add_special_tokens=False
-            ).input_ids
+            ids = tokenizer(prompts.text(history[first:], candidate.text), add_special_tokens=False).input_ids
             if len(ids) <= room:
                 break
         key = tuple(ids)

@@ -18,6 +18,10 @@ from rectune.prompt.pieces import ChatFrame, Pieces
 from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
 from rectune.wording import PromptTexts, stream_suffix, texts_for
 
+_STEP = 32
+"""Room for a candidate's line is reserved in steps of this many tokens, so that as a rule all candidates of a user see
+the same events, and so share one trunk, where the history is longer than what fits."""
+
 
 class StreamPrompts:
     """Builds the prompts of one configuration with one tokenizer.
@@ -84,6 +88,8 @@ class StreamPrompts:
     def build(self, history: Sequence[Event], candidate: str) -> Prompt:
         """The plain prompt of one candidate after a history, shortened by whole events to fit `cutoff_len`.
 
+        What a candidate reserves is its line rounded up to 32 tokens, if there is room for that.
+
         Raises:
             DataError: the prompt does not fit even without any history.
         """
@@ -110,13 +116,15 @@ class StreamPrompts:
                 f"cutoff_len: got {self.cutoff_len}, but the prompt for {candidates[longest][:60]!r} needs {needed} "
                 f"tokens with no history at all; set cutoff_len={needed} or more, or shorten the texts"
             )
+        steps = [_STEP * -(-len(branch) // _STEP) for branch in asked]
+        reserved = [step if step <= room else len(branch) for step, branch in zip(steps, asked, strict=True)]
         # Tokens of the newest 0, 1, 2, ... events, as many as an empty candidate leaves room for.
         sizes = [0]
         while len(sizes) <= len(lines) and sizes[-1] + len(lines[-len(sizes)]) <= room:
             sizes.append(sizes[-1] + len(lines[-len(sizes)]))
         return fans_of(
             asked,
-            [len(lines) - bisect_right(sizes, room - len(branch)) + 1 for branch in asked],
+            [len(lines) - bisect_right(sizes, room - size) + 1 for size in reserved],
             lambda first: [*self.head, *(token for line in lines[first:] for token in line)],
         )
 
