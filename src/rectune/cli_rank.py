@@ -47,7 +47,10 @@ def recommend(
     user: Annotated[str, typer.Option(help="A user of the dataset.")],
     overrides: Overrides = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items to show.")] = 10,
-    pool: Annotated[int, typer.Option(min=1, help="How many unseen items the retriever hands to the model.")] = 100,
+    pool: Annotated[
+        int | None,
+        typer.Option(min=1, help="Unseen items that the retriever hands to the model; 100, or k if more."),
+    ] = None,
     retriever: Annotated[RetrieverName, typer.Option(help="The cheap first stage.")] = RetrieverName.MF,
     as_of: Annotated[AsOf, typer.Option(help="What is known: all events, or those before this split.")] = AsOf.NOW,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -85,14 +85,17 @@ def test_another_year_is_another_film(titles: Titles) -> None:
 def test_a_name_of_several_items_is_refused_with_their_ids(titles: Titles) -> None:
     assert refused(titles, "Heat") == (
         "candidates: 'Heat' could be 'Heat (1995)' (3), 'Heat (1986)' (4) or 'heat (1995)' (13); give the title in "
-        "full with its year, or the item id"
+        "full with its year, or the item id as id:3"
     )
     told = refused(titles, "Body Snatchers (1993)")
     assert "could be 'Body Snatchers (1993)' (5) or 'Body Snatchers (1993)' (6);" in told
 
 
 def test_a_number_that_is_an_id_and_a_title_is_refused(titles: Titles) -> None:
-    assert "'3' could be 'Heat (1995)' (3) or '3 (2010)' (12)" in refused(titles, "3")
+    told = refused(titles, "3")
+    assert "'3' could be 'Heat (1995)' (3) or '3 (2010)' (12)" in told and told.endswith("or the item id as id:3")
+    assert titles.find("id:3", "candidates") == "3"
+    assert "no item is called 'id:999'" in refused(titles, "id:999")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\t\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rectune.errors import ModelError
-from rectune.model.prefix import KERNEL, Group, Keys, run_groups
+from rectune.model.prefix import KERNEL, Group, Keys, prefix_problem, run_groups
 
 TOLERANCE = 2e-5
 tokens = st.integers(min_value=0, max_value=330)
@@ -155,3 +156,23 @@ def test_a_sliding_window_shorter_than_the_prompt_is_refused(tiny_qwen3: Path) -
     ).eval()  # fmt: skip
     with torch.inference_mode(), pytest.raises(ModelError, match="no sliding window, and this model's is 8"):
         run_groups(model, [Group(None, list(range(9)), [[1]])])
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, None),
+        ({"layer_types": ["full_attention"] * 2, "sliding_window": 8}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 63}, "sliding window of 63 tokens"),
+        ({"sliding_window": 63}, "sliding window of 63 tokens is shorter than cutoff_len=64"),
+        ({"sliding_window": 63, "use_sliding_window": False}, None),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "it has layers of linear_attention"),
+    ],
+)
+def test_models_that_need_another_kernel_are_known_by_their_configuration(
+    values: dict[str, Any], problem: str | None
+) -> None:
+    backbone = SimpleNamespace(config=SimpleNamespace(**values))
+    found = prefix_problem(SimpleNamespace(base_model_prefix="model", model=backbone), 64)
+    assert found is None if problem is None else problem in str(found)

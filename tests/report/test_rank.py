@@ -139,6 +139,19 @@ def test_what_came_before_a_bad_line_is_answered(
     assert "error: standard input, line 2, candidates, item 1: no item is called 'Film 99'; did you mean" in found.err
 
 
+@pytest.mark.parametrize("bad", ['{"history": [], "candidates": ["Film 99"]}', "no JSON"])
+def test_what_came_before_a_bad_line_of_a_file_is_answered(
+    capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path, bad: str
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text("\n".join([json.dumps(REQUEST), json.dumps(REQUEST), bad, json.dumps(REQUEST)]))
+    with pytest.raises(SystemExit):
+        main(["rank", str(tiny), "--input", str(file), "--json"])
+    found = capsys.readouterr()
+    assert len(found.out.splitlines()) == 2
+    assert f"error: {file}, line 3" in found.err
+
+
 def test_foreign_titles_need_an_explicit_choice(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     told = refused(capsys, "rank", tiny, "--candidate", "Dune [red]")
     assert told.startswith("error: candidates, item 1: no item is called 'Dune [red]'")

@@ -237,7 +237,13 @@ def test_cold_users_and_repeated_pairs_are_counted(opened: Any, data: Any, rows:
     said: list[str] = []
     score_pairs(opened, data, pairs_file(tmp_path, rows), tmp_path / "out.csv", "now", said.append, QUIET)
     assert said[0] == "pairs: 21 of 4 users; 1 of them without any history; 1 pairs repeated"
-    assert said[1].startswith("scored: 20 of 20 pairs, ") and said[1].endswith("a second, about 0:00:00 left")
+    events = set(data.events.select("user_id", "item_id").iter_rows())
+    shown = len(set(rows) & events)
+    assert said[1] == (
+        f"pairs: {shown} ask about an item whose outcome stands in the history shown, so their scores are no forecast; "
+        "--as-of test hides the test events"
+    )
+    assert said[2].startswith("scored: 20 of 20 pairs, ") and said[2].endswith("a second, about 0:00:00 left")
 
 
 def test_items_that_the_catalog_does_not_hold_are_refused_with_the_first_line(

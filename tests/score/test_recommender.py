@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ def test_an_unknown_title_is_an_error_unless_text_is_asked_for(runs: dict[str, P
 
 
 def test_a_rating_outside_the_datasets_scale_is_an_error(pointwise: Recommender) -> None:
-    with pytest.raises(DataError, match="rating is 10, but this dataset's go from 1 to 5"):
+    with pytest.raises(DataError, match="rating is 10, but this dataset's go from 0.5 to 5"):
         pointwise.score([("Heat (1995)", 10)], ["Alien (1979)"])
 
 
@@ -344,6 +345,27 @@ def test_an_unknown_user_is_one_line_that_names_known_ones(pointwise: Recommende
         "user: the dataset has no user 'nobody'; it has 12, such as 1, 2, 3; for a person who is not in it, give what "
         "they did to `rectune rank` (Recommender.rank)"
     )
+
+
+def test_the_pool_grows_with_what_is_asked_for(pointwise: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rectune.score.recommender.POOL", 2)
+    found = pointwise.recommend("1", 3)
+    assert len(found) == 3
+    assert {item.retriever for item in found} == {"mf"}
+
+
+def test_a_named_user_pays_for_new_events_only(stream: Recommender) -> None:
+    history = [(title, 5) for title in ("Film 3, The (1983)", "Film 5, The (1985)", "Film 7, The (1987)")]
+    first = stream.score(history[:2], ["Film 9"], user="ann")
+    assert len(stream._scorer.trunks) == 1
+    later = stream.score(history, ["Film 9"], user="ann")
+    assert len(stream._scorer.trunks) == 1
+    assert later == pytest.approx(stream.score(history, ["Film 9"]), abs=1e-5) and first != later
+
+
+def test_a_classifiers_prompt_is_refused(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"^prompt_format: classifier makes the input of a classification head"):
+        Recommender.load(tiny_config(prompt_format="classifier"), say=lambda _line: None)
 
 
 def test_options_that_cannot_work_are_one_line(pointwise: Recommender) -> None:

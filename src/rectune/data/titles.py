@@ -17,6 +17,8 @@ _ARTICLES = {
     "the", "a", "an", "la", "le", "les", "l'", "il", "lo", "i", "gli", "un", "une", "uno", "una", "el", "los", "las",
     "der", "die", "das", "ein", "eine", "o", "os", "as",
 }  # fmt: skip
+_ID = "id:"
+"""Before an item id that is some other item's title."""
 _LISTED = 4
 """Items that an error names at most."""
 _CLOSE, _FAR = 80, 60
@@ -123,8 +125,11 @@ class Titles:
 
         The title exactly; else without regard to case and white space; else without regard to accents, to a missing
         year, and to whether an article stands in front ("The Matrix") or behind ("Matrix, The"). The first of these
-        steps that finds items decides. A text that is an item's id means that item, and the items of that title too.
+        steps that finds items decides. A text that is an item's id means that item, and the items of that title too;
+        `id:187` means the item 187 only.
         """
+        if text.startswith(_ID) and text.removeprefix(_ID) in self._rows:
+            return [text.removeprefix(_ID)]
         rows = self._exact.rows(text) or self._folded.rows(folded(text)) or self._by_name(text)
         named = [self._ids[row] for row in rows]
         return [text, *(item for item in named if item != text)] if text in self._rows else named
@@ -147,7 +152,7 @@ class Titles:
             more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
             raise DataError(
                 f"{shown} could be {self._listed(found[:_LISTED])}{more}; give the title in full with its year, or "
-                "the item id"
+                f"the item id as {_ID}{found[0]}"
             )
         if not text.strip():
             raise DataError(f"{where}: got an empty title; give a title as it stands in the catalog, or an item id")

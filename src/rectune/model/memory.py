@@ -27,11 +27,13 @@ class Budget:
         tokens: in one pass.
         kept: bytes of trunks' keys that are kept between passes.
         reason: where the figures come from, for a person.
+        tight: whether more memory would allow larger passes.
     """
 
     tokens: int
     kept: int
     reason: str
+    tight: bool
 
 
 def free_bytes(device: torch.device) -> int:
@@ -40,9 +42,11 @@ def free_bytes(device: torch.device) -> int:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + idle
     available = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    try:  # a container may be allowed less than the machine has
-        return min(available, int(limit.read_text()) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    try:  # a container may be allowed less than the machine has; what files left in its cache can be had back
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
     except (OSError, ValueError):
         return available
 
@@ -83,5 +87,8 @@ def scoring_budget(model: Any, memory_gib: float | None = None) -> Budget:
         reason = f"{total / _GIB:.1f} of {free / _GIB:.1f} GiB free"
     width = torch.finfo(bare.dtype).bits // 8
     matrix = 4 * CELLS * bare.config.num_attention_heads * width
-    tokens = int((total / 2 - matrix) // bytes_per_token(bare.config, width))
-    return Budget(min(max(tokens, _LEAST), _MOST.get(device.type, _MOST["cpu"])), int(total / 2), reason)
+    most = _MOST.get(device.type, _MOST["cpu"])
+    fits = int((total / 2 - matrix) // bytes_per_token(bare.config, width))
+    # A power of two, so that the same run on the same machine makes the same passes though free memory varies.
+    tokens = 1 << (min(max(fits, _LEAST), most).bit_length() - 1)
+    return Budget(tokens, int(total / 2), reason, tokens < most)

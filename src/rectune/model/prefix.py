@@ -250,6 +250,20 @@ def _attending(backbone: Any) -> Iterator[None]:
         backbone.config._attn_implementation = usual
 
 
+def prefix_problem(model: Any, longest: int) -> str | None:
+    """Why a model's attention cannot be replaced by this kernel for prompts of up to `longest` tokens, or None."""
+    config = backbone_of(model)[1].config
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None)
+    other = kinds - {"full_attention", "sliding_attention"}
+    if other:
+        return f"it has layers of {', '.join(sorted(other))}"
+    slides = "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    if window and slides and window < longest:
+        return f"its sliding window of {window} tokens is shorter than cutoff_len={longest}"
+    return None
+
+
 def run_groups(model: Any, groups: Sequence[Group]) -> tuple[torch.Tensor, list[Keys | None]]:
     """Last hidden states at the ends of all branches, and the trunks' keys where they are wanted.
 

@@ -101,7 +101,7 @@ def _opened(file: Path) -> Iterator[tuple[Iterator[str], str]]:
     try:
         if file == STANDARD_INPUT:
             # JSON is UTF-8, whatever the terminal speaks.
-            yield iter(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")), name
+            yield iter(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")), name
         else:
             with file.open(encoding="utf-8-sig", newline="\n") as opened:
                 yield iter(opened), name
@@ -115,6 +115,23 @@ def _asked(recommender: Recommender, request: dict[str, Any], where: str, unknow
         raise DataError(f"{where}: candidates is {str(candidates)[:60]!r}; give a list of titles or item ids")
     history = request.get("history")
     return recommender.ask([] if history is None else history, candidates, unknown, f"{where}, ")
+
+
+def _gather(
+    recommender: Recommender, requests: Iterator[tuple[str, dict[str, Any]]], size: int, unknown: Unknown
+) -> tuple[list[tuple[str, dict[str, Any], Asked]], DataError | None]:
+    """The next requests, read and checked, and what is wrong with the one behind them, if anything is."""
+    chunk: list[tuple[str, dict[str, Any], Asked]] = []
+    try:
+        for where, request in islice(requests, size):
+            if where:
+                asked = _asked(recommender, request, where, unknown)
+            else:
+                asked = recommender.ask(request["history"], request["candidates"], unknown)
+            chunk.append((where, request, asked))
+    except DataError as error:
+        return chunk, error
+    return chunk, None
 
 
 def as_records(ranking: Sequence[Ranked]) -> list[dict[str, Any]]:
@@ -201,14 +218,10 @@ def rank(
     positive = recommender.run.prompts.verbalizer.positive
     requests = _requests(history, candidates, file)
     size = 1 if file == STANDARD_INPUT else _TOGETHER
-    while chunk := list(islice(requests, size)):
-        asked = [
-            _asked(recommender, request, where, unknown)
-            if where
-            else recommender.ask(request["history"], request["candidates"], unknown)
-            for where, request in chunk
-        ]
-        for (where, request), ranking in zip(chunk, recommender.answer(asked, k), strict=True):
+    chunk, problem = _gather(recommender, requests, size, unknown)
+    while chunk:
+        rankings = recommender.answer([asked for _, _, asked in chunk], k)
+        for (where, request, _), ranking in zip(chunk, rankings, strict=True):
             if as_json:
                 others = {key: value for key, value in request.items() if key not in ("history", "candidates")}
                 print(json.dumps({**others, "ranked": as_records(ranking)}), flush=True)
@@ -216,3 +229,8 @@ def rank(
             if where:
                 console.print(Text(where), soft_wrap=True)
             console.print(ranking_table(ranking, positive))
+        if problem is not None:
+            break
+        chunk, problem = _gather(recommender, requests, size, unknown)
+    if problem is not None:
+        raise problem

@@ -15,7 +15,7 @@ from rich.text import Text
 from rectune.data.columns import ITEM_ID, LABEL, RATING
 from rectune.report.rank import as_records, ranking_table
 from rectune.score.pairs import NOW
-from rectune.score.recommender import Recommender
+from rectune.score.recommender import POOL, Recommender
 
 _SHOWN = 5
 """Events of the user that are shown."""
@@ -38,7 +38,7 @@ def recommend(
     overrides: Sequence[str],
     user: str,
     k: int,
-    pool: int,
+    pool: int | None,
     retriever: str,
     as_of: str,
     as_json: bool,
@@ -60,6 +60,7 @@ def recommend(
     Raises:
         ConfigError, DataError, ModelError, ResourceError: see `Recommender`.
     """
+    pool = max(POOL, k) if pool is None else pool
     started = perf_counter()
     recommender = Recommender.load(source, overrides, say)
     loaded = perf_counter()
@@ -68,10 +69,11 @@ def recommend(
     fitted = perf_counter()
     found = recommender.recommend(user, k, pool, as_of, retriever)
     done = perf_counter()
+    by = found[0].retriever if found else retriever
     seconds = {"load": loaded - started, "fit": fitted - loaded, "recommend": done - fitted}
     if as_json:
         line = {
-            "user_id": user, "retriever": retriever, "pool": pool, "as_of": as_of, "events": past.height,
+            "user_id": user, "retriever": by, "pool": pool, "as_of": as_of, "events": past.height,
             "seconds": {name: round(value, 3) for name, value in seconds.items()}, "recommended": as_records(found),
         }  # fmt: skip
         print(json.dumps(line), flush=True)
@@ -81,7 +83,7 @@ def recommend(
     console.print(Text(f"user {user}: {past.height:,} events{until}, {liked:,} liked; the last are"), soft_wrap=True)
     console.print(_last_events(recommender, past))
     console.print()
-    console.print(ranking_table(found, recommender.run.prompts.verbalizer.positive, f"{retriever} rank"))
+    console.print(ranking_table(found, recommender.run.prompts.verbalizer.positive, f"{by} rank"))
     unseen = len(recommender.titles) - past[ITEM_ID].n_unique()
     console.print(
         Text(

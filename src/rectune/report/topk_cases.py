@@ -20,7 +20,7 @@ from rectune.baselines.retrieve import Retrieved, Retriever
 from rectune.data.candidate_sets import NEGATIVE, RELEVANT, events_until, history_at
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
 from rectune.errors import DataError
-from rectune.files import atomic_path, hash_text
+from rectune.files import atomic_path
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset
 from rectune.score.candidates import CandidateScorer, Request
@@ -161,11 +161,10 @@ def score_cases(
         history = [items.event(row[ITEM_ID], row[RATING], int(row[LABEL])) for row in rows.get(case.user, ())]
         return Request(history, [candidate(item) for item in case.asked(which)])
 
-    # The whole configuration, since base model, quantisation, kernel, batch and prompt all show in the scores.
-    key = hash_text(
-        "topk", split, run.adapter_hash, data.content_hash, run.config.to_yaml(), str(run.loaded.dtype),
-        run.loaded.attention, str(CHUNK), *(part for case in cases for part in (case.user, *case.asked(TUNED))),
-    )[:16]  # fmt: skip
+    # In half precision it shows in the scores how many tokens go into a pass.
+    passes = str(next(iter(scorers.values())).budget.tokens)
+    asked = (part for case in cases for part in (case.user, *case.asked(TUNED)))
+    key = run.scoring_key(data.content_hash, "topk", split, str(CHUNK), passes, *asked)
     store = run.folder / "scoring" / key
     columns = (
         TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),

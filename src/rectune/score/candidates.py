@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import torch
 from rectune.errors import ModelError, ResourceError
 from rectune.model.answers import label_logits
 from rectune.model.memory import scoring_budget
-from rectune.model.prefix import Group, Keys, run_groups
+from rectune.model.prefix import Group, Keys, prefix_problem, run_groups
 from rectune.prompt.events import Event, Fan
 from rectune.prompt.tree import Trees
 from rectune.score.open_run import OpenRun
@@ -24,8 +26,12 @@ Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 Progress = Callable[[int], None]
 
-_AGREE = {torch.float32: 1e-3}
-"""How far a shared pass may be from plain prompts, in log-odds, before it is distrusted; 0.5 in half precision."""
+_TRIED = 8
+"""Events and candidates with which a model's shared pass is compared with plain prompts."""
+_AGREE, _AGREE_HALF = {torch.float32: 1e-3}, 0.2
+"""How far the two may be apart, in log-odds, before the shared pass is distrusted; correct ones were 0.07 in bf16."""
+_ASKING = threading.RLock()
+"""A pass changes the model for its time (mode, adapter, kernel), so one thread asks at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class CandidateScorer:
     """Scores candidates with one opened run.
 
     The scores are those of the plain prompts, run one at a time, up to the rounding of the precision in use: within
-    2e-5 log-odds in float32, and some hundredths in bfloat16, where two batches of one prompt differ as much.
+    5e-5 log-odds in float32, and some hundredths in bfloat16, where two batches of one prompt differ as much. Threads
+    may share a scorer; their calls are served one after the other.
 
     Args:
         run: from `open_run`; its `scoring_memory_gib` bounds a pass and the trunks that are kept.
@@ -81,6 +88,8 @@ class CandidateScorer:
         self.tuned = tuned
         self.budget = scoring_budget(run.model, run.config.scoring_memory_gib)
         self.trunks = Trunks(self.budget.kept)
+        if self.budget.tight:
+            say(f"memory: {self.budget.tokens:,} tokens a pass, since there are {self.budget.reason}")
         self._tokens = self.budget.tokens
         self._shared: bool | None = None
 
@@ -97,7 +106,7 @@ class CandidateScorer:
         Raises:
             DataError: a prompt does not fit `cutoff_len` even without history.
             ModelError: a score is not a number.
-            ResourceError: one candidate alone does not fit the device's memory.
+            ResourceError: the least that can be asked does not fit the device's memory.
         """
         found = [np.array([each.prior for each in request.candidates], dtype=np.float64) for request in requests]
         with self._asking():
@@ -118,13 +127,14 @@ class CandidateScorer:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         model = self.run.model
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode(), nullcontext() if self.tuned else model.disable_adapter():
-                yield
-        finally:
-            model.train(was_training)
+        with _ASKING:
+            was_training = model.training
+            model.eval()
+            try:
+                with torch.inference_mode(), nullcontext() if self.tuned else model.disable_adapter():
+                    yield
+            finally:
+                model.train(was_training)
 
     def _fans(self, request: Request) -> list[Fan]:
         history = list(request.history)
@@ -186,8 +196,39 @@ class CandidateScorer:
         """Log-odds of all branches in order, and the keys wanted; halves the pass where memory runs out.
 
         Raises:
-            ResourceError: one branch alone does not fit.
+            ResourceError: the least that can be asked does not fit.
         """
+        found = self._pass(groups)
+        if found is not None:
+            return found
+        # Here, outside the handler, nothing holds the failed pass any more.
+        _free_memory(self.run.loaded.device)
+        if len(self.trunks):
+            self.trunks.clear()
+            return self._forward(groups)
+        tokens = sum(group.tokens for group in groups)
+        self._tokens = min(self._tokens, max(1, tokens // 2))
+        self.say(f"memory: {tokens:,} tokens at once do not fit this device; going on with {self._tokens:,}")
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            (one, some), (two, others) = self._forward(groups[:middle]), self._forward(groups[middle:])
+            return np.concatenate([one, two]), [*some, *others]
+        (group,) = groups
+        half, middle = len(group.branches) // 2, len(group.trunk) // 2
+        if half:
+            first, (trunk,) = self._forward([replace(group, branches=group.branches[:half], keep=True)])
+            second, _ = self._forward([Group(trunk, [], group.branches[half:])])
+            return np.concatenate([first, second]), [trunk if group.keep else None]
+        if not middle:
+            raise ResourceError(
+                f"scoring one prompt of {group.depth} tokens does not fit this device; lower cutoff_len, take a "
+                "smaller model, or free some memory"
+            )
+        _, (trunk,) = self._forward([Group(group.kept, group.trunk[:middle], [], keep=True)])
+        return self._forward([Group(trunk, group.trunk[middle:], group.branches, group.keep)])
+
+    def _pass(self, groups: list[Group]) -> tuple[Floats, list[Keys | None]] | None:
+        """One pass, or None where memory runs out."""
         model, words = self.run.model, self.run.prompts.verbalizer
         try:
             hidden, keys = run_groups(model, groups)
@@ -197,24 +238,7 @@ class CandidateScorer:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            reason = error
-        self.trunks.clear()
-        tokens = sum(group.tokens for group in groups)
-        self._tokens = max(1, min(self._tokens, tokens) // 2)
-        if len(groups) == 1 and len(groups[0].branches) < 2:
-            raise ResourceError(
-                f"scoring one prompt of {groups[0].depth} tokens does not fit this device; lower cutoff_len, take a "
-                "smaller model, or free some memory"
-            ) from reason
-        self.say(f"memory: {tokens:,} tokens at once do not fit this device; going on with {self._tokens:,}")
-        if len(groups) > 1:
-            middle = len(groups) // 2
-            (one, some), (two, others) = self._forward(groups[:middle]), self._forward(groups[middle:])
-            return np.concatenate([one, two]), [*some, *others]
-        group, half = groups[0], len(groups[0].branches) // 2
-        first, (trunk,) = self._forward([replace(group, branches=group.branches[:half], keep=True)])
-        second, _ = self._forward([Group(trunk, [], group.branches[half:])])
-        return np.concatenate([first, second]), [trunk if group.keep else None]
+            return None
 
     # --- plain prompts ---
 
@@ -230,26 +254,37 @@ class CandidateScorer:
                 yield _Piece(number, fan.which, Group(None, fan.trunk, fan.branches), None, fan.trunk), odds
 
     def _agrees(self, requests: Sequence[Request]) -> bool | None:
-        """Whether a shared pass gives what plain prompts give, tried on two candidates; None without a candidate.
+        """Whether a shared pass gives what plain prompts give, tried on a few candidates; None without a candidate.
 
         Guards against models whose positions or masks are not those of the Llama family.
         """
-        tried = max(requests, key=lambda each: (len(each.candidates) > 0, len(each.history) > 0), default=None)
+        tried = max(requests, key=lambda each: (len(each.candidates) > 0, len(each.history)), default=None)
         if tried is None or not tried.candidates:
             return None
-        asked = Request(tried.history[-2:], tried.candidates[:2])
-        try:
-            shared = np.concatenate([odds for _, odds in self._passes([asked])])
-            plain = np.concatenate([odds for _, odds in self._alone([asked])])
+        asked = Request(tried.history[-_TRIED:], tried.candidates[:_TRIED])
+        problem = prefix_problem(self.run.model, self.run.config.cutoff_len)
+        if problem is None:
+            shared, plain = np.zeros(len(asked.candidates)), np.zeros(len(asked.candidates))
+            for found, way in ((shared, self._passes), (plain, self._alone)):
+                for piece, odds in way([asked]):
+                    found[piece.which] = odds
             apart = float(np.abs(shared - plain).max())
-            problem, good = f"it is {apart:.2g} log-odds off", apart <= _AGREE.get(self.run.loaded.dtype, 0.5)
-        except (ModelError, TypeError) as error:
-            problem, good = str(error), False
-        if not good:
+            if not apart <= _AGREE.get(self.run.loaded.dtype, _AGREE_HALF):
+                problem = f"it is {apart:.2g} log-odds off"
+        if problem is not None:
             self.say(f"scoring: each prompt by itself, since this model cannot share a history's pass: {problem}")
-        return good
+        return problem is None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: on CPUs PyTorch has no error of its own for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+    """Whether memory ran out, for which not every device has an error of its own."""
+    said = str(error)
+    known = ("not enough memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in known)
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what a failed pass has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

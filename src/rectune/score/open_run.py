@@ -9,7 +9,7 @@ from typing import Any
 
 from rectune.config import Config, load_config, parse_override
 from rectune.errors import ModelError
-from rectune.files import hash_file
+from rectune.files import hash_file, hash_text
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
 from rectune.prompt.layouts import Prompts, prompts_for
@@ -41,6 +41,20 @@ class OpenRun:
     def adapter_hash(self) -> str:
         """SHA-256 of the adapter's weights."""
         return hash_file(self.folder / ADAPTER_FILE)
+
+    def scoring_key(self, data_hash: str, *more: str) -> str:
+        """A name for scores of this run, 16 hexadecimal digits: whatever they depend on shows in it.
+
+        That is the whole configuration, since base model, quantisation, kernel, batch and prompt all move the scores.
+
+        Args:
+            data_hash: content hash of the dataset.
+            more: what else the caller's scores depend on.
+        """
+        return hash_text(
+            self.adapter_hash, data_hash, str(self.settings.prior), self.config.to_yaml(), str(self.loaded.dtype),
+            self.loaded.attention, *more,
+        )[:16]  # fmt: skip
 
 
 def run_config(folder: Path, overrides: list[str]) -> Config:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rectune.data.columns import HISTORY_END, ITEM_ID, LABEL, RATING, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.errors import ConfigError, DataError
-from rectune.files import atomic_path, hash_file, hash_text
+from rectune.files import atomic_path, hash_file
 from rectune.measure.classification import probability
 from rectune.prompt.dataset import Dataset
 from rectune.score.candidates import CandidateScorer, Request
@@ -138,6 +138,19 @@ class _Work:
         undated = int((~found["dated"]).sum()) if as_of != NOW else 0
         notes += [f"{undated:,} users have no event from {as_of} on, so all of theirs are shown"] * (undated > 0)
         say(f"pairs: {pairs.table.height:,} of {users.height:,} users" + "".join(f"; {note}" for note in notes))
+        shown = self._told(data.events, users)
+        if shown:
+            say(
+                f"pairs: {shown:,} ask about an item whose outcome stands in the history shown, so their scores are no "
+                "forecast" + ("; --as-of test hides the test events" if as_of == NOW else "")
+            )
+
+    def _told(self, events: pl.DataFrame, users: pl.DataFrame) -> int:
+        """How many pairs are events of the history that is shown."""
+        places = events.with_row_index("place").select(USER_ID, ITEM_ID, pl.col("place").cast(pl.Int64))
+        ends = users.select(USER_ID).with_columns(stop=pl.Series(self.stop))
+        shown = places.join(ends, on=USER_ID).filter(pl.col("place") < pl.col("stop"))
+        return self.asked.join(shown, on=[USER_ID, ITEM_ID], how="semi").height
 
     def chunks(self) -> Iterator[tuple[int, int, range]]:
         """First and last pair of each chunk, and its parts."""
@@ -209,12 +222,10 @@ def score_pairs(
     check_output(pairs, output)
     work = _Work(run, data, pairs, as_of, say)
     scorer = scorer or CandidateScorer(run, say)
-    # The whole configuration, since base model, quantisation, kernel and prompt all show in the scores, and so does,
-    # in half precision, how many tokens go into a pass.
-    key = hash_text(
-        "pairs", hash_file(pairs.file), as_of, run.adapter_hash, data.content_hash, str(run.settings.prior),
-        run.config.to_yaml(), str(run.loaded.dtype), run.loaded.attention, str(CHUNK), str(scorer.budget.tokens),
-    )[:16]  # fmt: skip
+    # In half precision it shows in the scores how many tokens go into a pass.
+    key = run.scoring_key(
+        data.content_hash, "pairs", hash_file(pairs.file), as_of, str(CHUNK), str(scorer.budget.tokens)
+    )
     store = run.folder / "scoring" / key
     log_odds = np.full(work.asked.height, np.nan)
     left = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rectune.baselines.item_rates import uses_rates
 from rectune.baselines.retrieve import DEFAULT, Retriever, fit
 from rectune.config import Config, load_config, parse_override
 from rectune.data.candidate_sets import history_at
-from rectune.data.clean import CATALOG_SCHEMA
+from rectune.data.clean import CATALOG_SCHEMA, HIGHEST_RATING, LOWEST_RATING
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
 from rectune.data.folder import META, load_catalog, load_events, load_meta
 from rectune.data.titles import Titles
@@ -30,6 +30,9 @@ from rectune.shipped import find_config
 
 Say = Callable[[str], None]
 
+POOL = 100
+"""Items that a retriever hands over as a rule."""
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -41,6 +44,7 @@ class Ranked:
         score: P(like), 0 to 1.
         log_odds: of the two label words, prior added; the ranking goes by these, which do not saturate.
         retriever_rank: place among the retriever's items, 1 the best; None where none was asked.
+        retriever: which one; popularity where the one asked for knows nothing of the user.
     """
 
     title: str
@@ -48,6 +52,7 @@ class Ranked:
     score: float
     log_odds: float
     retriever_rank: int | None = None
+    retriever: str | None = None
 
 
 def open_untuned(config: Config, say: Say) -> tuple[OpenRun, Dataset]:
@@ -61,6 +66,11 @@ def open_untuned(config: Config, say: Say) -> tuple[OpenRun, Dataset]:
     from rectune.prompt.pieces import Pieces
     from rectune.score.settings import settings_of
 
+    if config.prompt_format == "classifier":
+        raise ConfigError(
+            "prompt_format: classifier makes the input of a classification head and asks nothing; use chat, "
+            "instruction or completion"
+        )
     data = open_dataset(config, say)
     loaded = load_model(config, say)
     prompts = prompts_for(config, Pieces(loaded.tokenizer))
@@ -132,8 +142,7 @@ class Recommender:
         self._scorer = CandidateScorer(run, say)
         scale = None
         if data is not None and data.events[RATING].count():
-            low, high = data.events[RATING].min(), data.events[RATING].max()
-            scale = (float(low), float(high))  # type: ignore[arg-type]
+            scale = (LOWEST_RATING, HIGHEST_RATING)
         self._given = Given(run, self._items, self.titles, scale, say)
         self._fitted: tuple[tuple[str, str], Retriever] | None = None
 
@@ -196,7 +205,9 @@ class Recommender:
             )
         return rankings
 
-    def score(self, history: Iterable[Any], candidates: Iterable[Any], unknown: Unknown = "error") -> list[float]:
+    def score(
+        self, history: Iterable[Any], candidates: Iterable[Any], unknown: Unknown = "error", user: str | None = None
+    ) -> list[float]:
         """P(like) of each candidate, in their order.
 
         Args:
@@ -204,24 +215,38 @@ class Recommender:
             candidates: items (see the class).
             unknown: what to do with a title that the catalog does not hold: `error`, with the nearest titles, or
                 `text`, to ask the model about it as it stands.
+            user: a name of your own under which the history's keys and values are kept: asking again, with new events
+                behind the same ones, then costs these events only. The least recently asked users are dropped.
 
         Raises:
             ConfigError, DataError: see `Given.ask`.
         """
-        (log_odds,) = self._scorer.score([self.ask(history, candidates, unknown).request])
+        (log_odds,) = self._scorer.score([self._kept(self.ask(history, candidates, unknown), user).request])
         return [float(score) for score in probability(log_odds)]
 
     def rank(
-        self, history: Iterable[Any], candidates: Iterable[Any], k: int | None = None, unknown: Unknown = "error"
+        self,
+        history: Iterable[Any],
+        candidates: Iterable[Any],
+        k: int | None = None,
+        unknown: Unknown = "error",
+        user: str | None = None,
     ) -> list[Ranked]:
         """The candidates by P(like), best first; see `score` for the arguments, and `answer`.
 
         Args:
-            history, candidates, unknown: as `score` takes them.
+            history, candidates, unknown, user: as `score` takes them.
             k: how many to return; None returns all.
         """
         _at_least_one("k", k)
-        return self.answer([self.ask(history, candidates, unknown)], k)[0]
+        return self.answer([self._kept(self.ask(history, candidates, unknown), user)], k)[0]
+
+    @staticmethod
+    def _kept(asked: Asked, user: str | None) -> Asked:
+        """The question with its history kept under a name."""
+        if user is None:
+            return asked
+        return replace(asked, request=replace(asked.request, user=f"named {user}"))
 
     # --- two stages ---
 
@@ -278,14 +303,15 @@ class Recommender:
         return self._fitted[1]
 
     def recommend(
-        self, user_id: str | int, k: int = 10, pool: int = 100, as_of: str = NOW, retriever: str = DEFAULT
+        self, user_id: str | int, k: int = 10, pool: int | None = None, as_of: str = NOW, retriever: str = DEFAULT
     ) -> list[Ranked]:
         """Items for a user of the dataset: a cheap retriever's best, ranked again by the model.
 
         Args:
             user_id: a user of the dataset.
             k: how many items to return.
-            pool: how many items the retriever hands over, of those that the user has no event of.
+            pool: how many items the retriever hands over, of those that the user has no event of; None takes 100,
+                or k where that is more.
             as_of: what is known, as `events_of` takes it; `now` includes the held-out events.
             retriever: `mf`, `item_knn` or `popularity` (see `baselines.retrieve`). Where it knows nothing of the
                 user, popularity stands in, and that is said.
@@ -298,6 +324,7 @@ class Recommender:
             DataError: the dataset is missing, does not hold the user, or does not fit its catalog.
         """
         _at_least_one("k", k)
+        pool = max(POOL, k) if pool is None else pool
         _at_least_one("pool", pool)
         if pool < k:
             raise ConfigError(f"pool: got {pool}, allowed: {k} or more, since the k={k} best are taken from it")
@@ -311,9 +338,12 @@ class Recommender:
         scores = probability(log_odds)
         order = sorted(range(len(candidates)), key=lambda at: -log_odds[at])[:k]
         return [
-            Ranked(self.titles.title(found.items[at]), found.items[at], float(scores[at]), float(log_odds[at]), at + 1)
+            Ranked(
+                self.titles.title(found.items[at]), found.items[at], float(scores[at]), float(log_odds[at]), at + 1,
+                found.by,
+            )
             for at in order
-        ]
+        ]  # fmt: skip
 
 
 def _at_least_one(name: str, value: int | None) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rectune.data.columns import TEST, VALIDATION
 from rectune.errors import ConfigError
-from rectune.files import atomic_path, hash_text
+from rectune.files import atomic_path
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import encode, split_sample
@@ -101,12 +101,7 @@ def score_rows(
     if mode == "generate" and run.config.prior != "none":
         raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
-    # The whole configuration, since base model, quantisation, kernel, batch and prompt all show in the scores.
-    key = hash_text(
-        run.adapter_hash, data.content_hash, rows.tobytes().hex(), mode, run.config.to_yaml(), str(run.loaded.dtype),
-        run.loaded.attention,
-    )[:16]  # fmt: skip
-    store = run.folder / "scoring" / key
+    store = run.folder / "scoring" / run.scoring_key(data.content_hash, rows.tobytes().hex(), mode)
     columns = (
         TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),

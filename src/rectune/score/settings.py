@@ -51,7 +51,7 @@ class AdapterSettings:
         prior: how item rates are used, None where they are not: `kind` (`item_rate` adds them to the log-odds, `none`
             only writes them as text), `from` and `strength` as in the configuration, `file` and its `sha256`.
         temperature: the log-odds are divided by it.
-        threshold: an item is recommended when its score is at least this.
+        threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
         rates: content of the file of item rates: item_id, rate, count, the null item being one that nobody has rated.
