@@ -212,7 +212,7 @@ def test_an_unknown_title_is_an_error_unless_text_is_asked_for(runs: dict[str, P
 
 
 def test_a_rating_outside_the_datasets_scale_is_an_error(pointwise: Recommender) -> None:
-    with pytest.raises(DataError, match="rating is 10, but this dataset's go from 0.5 to 5"):
+    with pytest.raises(DataError, match=r"rating is 10, but this dataset's go from 0\.5 to 5"):
         pointwise.score([("Heat (1995)", 10)], ["Alien (1979)"])
 
 
