@@ -355,12 +355,12 @@ def test_the_pool_grows_with_what_is_asked_for(pointwise: Recommender, monkeypat
 
 
 def test_a_named_user_pays_for_new_events_only(stream: Recommender) -> None:
-    history = [(title, 5) for title in ("Film 3, The (1983)", "Film 5, The (1985)", "Film 7, The (1987)")]
-    first = stream.score(history[:2], ["Film 9"], user="ann")
+    stream._scorer.trunks.clear()
+    first = stream.score(HISTORY[:2], CANDIDATES, user="ann")
     assert len(stream._scorer.trunks) == 1
-    later = stream.score(history, ["Film 9"], user="ann")
+    later = stream.score(HISTORY, CANDIDATES, user="ann")
     assert len(stream._scorer.trunks) == 1
-    assert later == pytest.approx(stream.score(history, ["Film 9"]), abs=1e-5) and first != later
+    assert later == pytest.approx(stream.score(HISTORY, CANDIDATES), abs=1e-5) and first != later
 
 
 def test_a_classifiers_prompt_is_refused(tiny_config: Callable[..., Config]) -> None:
