@@ -15,8 +15,9 @@ from rectune.config import Config, parse_config
 from rectune.quiet import quiet_libraries
 
 quiet_libraries()
-# The tiny model's matrices are too small to share: several threads would only wait for each other.
+# The tiny model's matrices are too small to share: several threads would only wait for each other. So would polars'.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 REPO = Path(__file__).parent.parent
 
@@ -128,6 +129,7 @@ def tiny_config(tmp_path: Path, tiny_qwen3: Path, movielens: Path) -> Callable[.
             "preprocessing_cache_dir": str(tmp_path / "cache"),
             "bf16": False,
             "report_to": "none",
+            "baselines": "quick",
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 2,
             "max_steps": 8,

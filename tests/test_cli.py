@@ -30,6 +30,7 @@ SHORT: dict[str, Any] = {
     "history_len": 3,
     "bf16": False,
     "report_to": "none",
+    "baselines": "quick",
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "max_steps": 4,

@@ -247,6 +247,14 @@ def evaluate(
     say(f"report: {found.page}")
 
 
+@app.command(epilog="Example: rectune baselines demo_cpu   ·   rectune baselines demo_cpu --split validation")
+def baselines(config: ConfigPath, overrides: Overrides = None, split: SplitOption = Split.TEST) -> None:
+    """Fit the simple models on a dataset and measure them: what a tuned model has to beat."""
+    from rectune.report.baselines import measure_baselines
+
+    measure_baselines(_load(config, overrides), split.value, say, console())
+
+
 @app.command(epilog="Example: rectune compare output/demo --output output/demo/comparison")
 def compare(
     run: RunPath,

@@ -39,12 +39,12 @@ class Config(BaseModel):
     """Warm-up events of each user, and the longest history of a pointwise prompt (a stream shows what fits)."""
     rating_threshold: float = 4.0
     """An event is liked when its rating is at least this."""
-    split: Literal["timeline"] = "timeline"
-    """How events are split: by each user's own timeline."""
+    split: Literal["timeline", "global_time", "leave_one_out"] = "timeline"
+    """timeline: shares of each user's events; global_time: of all, at one moment; leave_one_out: each user's last."""
     test_ratio: float = Field(0.10, gt=0, lt=1)
-    """Share of each user's last usable events kept for test (at least one)."""
+    """Share of the usable events kept for test: each user's last (timeline; at least one), or the last of all."""
     validation_ratio: float = Field(0.05, gt=0, lt=1)
-    """Share of each user's usable events before those kept for validation (at least one)."""
+    """Share of the usable events before those kept for test, likewise."""
     max_users: int | None = Field(None, ge=1)
     """Keep only this many users, drawn with the seed; all when empty."""
     max_train_samples: int | None = Field(None, ge=1)
@@ -85,8 +85,8 @@ class Config(BaseModel):
     """title, title_categories, id, or a template such as '{title}, {genres}'; {name} is the title without its year."""
     item_rate_text: bool = False
     """Write the item's like-rate and count, as known before the event, behind its text."""
-    prior: Literal["none", "item_rate"] = "none"
-    """item_rate: add the log-odds of the item's like-rate to the model's, in training and wherever it scores."""
+    prior: Literal["none", "item_rate", "stack"] = "none"
+    """Log-odds added to the model's, in training and in scoring: the item's like-rate, or the stacked baseline's."""
     item_rate_from: Literal["earlier", "other_users"] = "earlier"
     """What item rates count: all strictly earlier events, or training events of other users at any time."""
     item_rate_strength: float = Field(5.0, gt=0)
@@ -187,6 +187,8 @@ class Config(BaseModel):
     """How much the smoothed training loss must fall to count."""
     gen_eval_samples: int = Field(0, ge=0)
     """Validation prompts that are also answered by greedy generation, at each evaluation and at the end of training."""
+    baselines: Literal["all", "quick"] = "all"
+    """Simple models in a report: all, each in several settings, tuned on validation; or quick, one setting of each."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Where curves go; CSV and JSONL are always written."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
@@ -236,8 +238,13 @@ def _cross_checks(config: Config) -> list[str]:
     for key in ("positive_label", "negative_label"):
         if not getattr(config, key).strip():
             problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
-    if config.test_ratio + config.validation_ratio >= 1:
+    if config.split != "leave_one_out" and config.test_ratio + config.validation_ratio >= 1:
         problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
+    if config.split == "leave_one_out" and config.metric_for_best_model == "uauc":
+        problems.append(
+            "metric_for_best_model: got 'uauc' beside split: leave_one_out, where every user has one validation event "
+            "and so none to rank; use loss or auc"
+        )
     if not config.dataset_name().strip():
         problems.append(f"dataset: got {config.dataset!r}, which names none; use ml-100k or a folder or zip")
     if config.output_dir == Path():
@@ -264,7 +271,7 @@ def _describe(problem: Any) -> str:
         return f"{key}: unknown key; {hint}"
     field = Config.model_fields.get(key)
     allowed = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    note = f" ({field.description})" if field is not None and field.description else ""
+    note = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
     return f"{key}: got {got!r}, allowed: {allowed}{note}"
 
 

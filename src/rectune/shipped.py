@@ -73,6 +73,6 @@ def _allowed(field: FieldInfo) -> str:
 def describe_keys() -> str:
     """Every key with its default, its meaning and what it takes."""
     return "\n".join(
-        f"{name}: {field.default!s}\n    {field.description}\n    allowed: {_allowed(field)}"
+        f"{name}: {field.default!s}\n    {' '.join((field.description or '').split())}\n    allowed: {_allowed(field)}"
         for name, field in Config.model_fields.items()
     )

@@ -11,7 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from rectune import wording
-from rectune.config import Config
+from rectune.config import Config, parse_config
 from rectune.data import prepare as stage
 from rectune.data.prepare import history_slices, load_catalog, load_events, load_meta, prepare
 from rectune.errors import ConfigError, DataError, ResourceError
@@ -272,3 +272,88 @@ def test_ml_latest_small_is_prepared_to_the_row(latest_small: Path, tmp_path: Pa
     assert all(past < now for past, now in zip(last, tests["timestamp"], strict=True))
     assert_frame_equal(raw.select("user_id", "row_id"), tests.select("user_id", pl.col("row_id").cast(pl.Int64)))
     assert sum(1 for _ in (folder / "train.json").open()) == 78_271 + 2
+
+
+SPLIT_KEYS = {"test_ratio": 0.25, "validation_ratio": 0.1}
+NEWCOMER = ("4,1,5.0,1000000950", "4,2,2.0,1000000950", "4,3,4.0,1000000960")
+
+
+def test_a_cut_at_one_moment_reaches_every_file(write_set: Write, tmp_path: Path) -> None:
+    said: list[str] = []
+    source = write_set(more_ratings=NEWCOMER)
+    config = config_for(source, tmp_path / "toy", split="global_time", **SPLIT_KEYS)
+    folder = prepare(config, say=said.append)
+    # Nine usable events: a quarter is nearest to the two from 900 on, a tenth to the one from 600 on.
+    assert load_meta(folder)["cuts"] == {
+        "usable_events": 9,
+        "validation": {"from_timestamp": 1000000600, "usable": 1, "share_of_usable": 0.111111, "not_usable": 0},
+        "test": {"from_timestamp": 1000000900, "usable": 2, "share_of_usable": 0.222222, "not_usable": 2},
+    }
+    events = load_events(folder)
+    assert events["split"].to_list() == [
+        *["warmup"] * 2, *["train"] * 3, "test",
+        *["test"] * 3,
+        *["warmup"] * 2, *["train"] * 3, "validation",
+    ]  # fmt: skip
+    raw = [json.loads(line) for line in (folder / "test_raw.jsonl").read_text().splitlines()]
+    assert [(row["user_id"], row["candidate_item_id"], row["history_item_ids"]) for row in raw] == [
+        ("2", "5", ["4", "2"]), ("4", "1", []), ("4", "2", []), ("4", "3", ["1", "2"]),
+    ]  # fmt: skip
+    assert [row["label"] for row in raw] == ["No", "Yes", "No", "Yes"]
+    train, held_out = (json.loads((folder / name).read_text()) for name in ("train.json", "eval.json"))
+    assert [record["output"] for record in train] == ["Yes", "Yes", "Yes", "Yes", "No", "Yes"]
+    assert [record["output"] for record in held_out] == ["No"]
+    assert load_meta(folder)["leak"] == {
+        "share_of_test_events_with_later_train_events": 0.0,
+        "test_events_of_cold_users": 3,
+        "test_events_about_cold_items": 0,
+        "note": said[-2],
+    }
+    assert said[-5] == (
+        "test: begins at timestamp 1000000900 (2001-09-09 02:01:40 UTC) and holds 22.22% of the 9 usable events, and 2 "
+        "events among their users' first 2"
+    )
+    assert "nothing of the future is seen; of 4 test events 3 (75.0%) are of users and 0" in said[-2]
+
+
+def test_another_split_is_prepared_again_and_is_other_content(config: Config) -> None:
+    said: list[str] = []
+    hashes = {load_meta(prepare(config, say=silent))["content_hash"]}
+    for before, split in (("timeline", "global_time"), ("global_time", "leave_one_out")):
+        folder = prepare(config.with_overrides(split=split), say=said.append)
+        assert f"split has changed from {before!r} to {split!r}" in "\n".join(said)
+        hashes.add(load_meta(folder)["content_hash"])
+    # Of so few events each user's last one is test by shares too, so that the hash tells the protocols apart.
+    assert len(hashes) == 3
+
+
+def test_the_ratios_matter_only_where_the_split_takes_shares(config: Config) -> None:
+    said: list[str] = []
+    one_out = config.with_overrides(split="leave_one_out")
+    first = load_meta(prepare(one_out, say=silent))
+    second = load_meta(prepare(one_out.with_overrides(test_ratio=0.6, validation_ratio=0.5), say=said.append))
+    assert "used as it is" in said[0] and second == first
+    assert "cuts" not in first and "test_ratio" not in first["protocol"]
+    moment = config.with_overrides(split="global_time")
+    prepare(moment, say=silent)
+    prepare(moment.with_overrides(test_ratio=0.3), say=said.append)
+    assert "test_ratio has changed from 0.1 to 0.3" in "\n".join(said)
+
+
+def test_a_cut_at_one_moment_gives_the_same_bytes_again(config: Config, tmp_path: Path) -> None:
+    moment = config.with_overrides(split="global_time")
+    first = bytes_of(prepare(moment, say=silent))
+    assert bytes_of(prepare(moment.with_overrides(dataset_dir=tmp_path / "other"), say=silent)) == first
+
+
+def test_an_unknown_split_and_a_metric_that_it_leaves_empty_are_refused_in_one_line() -> None:
+    for values, said in (
+        ({"split": "weekly"}, "split: got 'weekly', allowed: 'timeline', 'global_time' or 'leave_one_out'"),
+        (
+            {"split": "leave_one_out", "metric_for_best_model": "uauc"},
+            "metric_for_best_model: got 'uauc' beside split: leave_one_out",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(values, origin="test")
+        assert said in str(caught.value) and len(str(caught.value).splitlines()) == 2

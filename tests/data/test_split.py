@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from rectune.data.folder import history_slices
 from rectune.data.label import add_label
-from rectune.data.split import Timeline, leak_note, leak_share, timeline
+from rectune.data.sources.movielens import read_movielens
+from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, Timeline, timeline
 from rectune.errors import DataError
 
 
@@ -114,14 +117,85 @@ def test_a_smaller_draw_of_users_is_part_of_a_larger_one_and_depends_on_the_seed
     assert drawn(5, 1) == {"30", "39", "29", "38", "27"}
 
 
-def test_the_leak_is_the_share_of_test_events_before_the_last_train_event() -> None:
-    early = frame([("1", str(place), 4.0, place) for place in range(5)])
-    late = frame([("2", str(place), 4.0, 100 + place) for place in range(5)])
-    events = split(pl.concat([early, late])).events
-    assert leak_share(events) == 0.5  # user 1's test event at 4 comes before user 2's train event at 102
-    assert "50.0%" in leak_note(events)
-    assert leak_share(split(one_user(3)).events) is None
-    assert "no train events" in leak_note(split(one_user(3)).events)
+def by_moment(data: pl.DataFrame, history_len: int = 2, test: float = 0.1, validation: float = 0.1) -> Timeline:
+    return timeline(data, split=GLOBAL_TIME, history_len=history_len, test_ratio=test, validation_ratio=validation)
+
+
+def test_one_moment_cuts_all_users_and_new_users_first_events_are_asked_about() -> None:
+    old = frame([("1", str(place), 4.0, 10 * place) for place in range(10)])  # 0, 10, ... 90
+    new = frame([("2", str(place), 4.0, 75 + 10 * place) for place in range(4)])  # 75, 85, 95, 105
+    result = by_moment(pl.concat([old, new]), test=0.3, validation=0.2)
+    # Ten are usable, user 1's from 20 on and user 2's at 95 and 105: three from 90 on, two more from 70 on.
+    assert result.cuts == (70, 90, 10, 2, 3)
+    assert result.events["split"].to_list() == [
+        *["warmup"] * 2, *["train"] * 5, "validation", "validation", "test",
+        "validation", "validation", "test", "test",
+    ]  # fmt: skip
+    starts, stops = history_slices(result.events, 2)
+    assert (stops - starts).tolist()[10:] == [0, 1, 2, 2]
+
+
+def test_a_moment_is_never_cut_so_that_the_nearest_share_is_taken() -> None:
+    # Behind the two warm-up events: 4 at 10, 2 at 20, 3 at 30, 1 at 40.
+    times = [0, 1, 10, 10, 10, 10, 20, 20, 30, 30, 30, 40]
+    data = frame([("1", str(place), 4.0, time) for place, time in enumerate(times)])
+    # Ten usable events: 0.1 of them is the one at 40, and 2.6 is nearer to the four from 30 on than to one; the first
+    # moment is left to train and the second to validation, whatever is asked for.
+    assert by_moment(data, test=0.1, validation=0.3).cuts == (30, 40, 10, 3, 1)
+    assert by_moment(data, test=0.26, validation=0.2).cuts == (20, 30, 10, 2, 4)
+    assert by_moment(data, test=0.9, validation=0.05).cuts == (20, 30, 10, 2, 4)
+
+
+def test_of_two_shares_equally_near_the_later_moment_is_taken() -> None:
+    cuts = by_moment(one_user(12), test=0.25, validation=0.25).cuts
+    assert cuts is not None and (cuts.usable_test, cuts.usable_validation) == (2, 2)
+
+
+def test_fewer_than_three_moments_cannot_be_cut_in_three() -> None:
+    data = frame([("1", str(place), 4.0, time) for place, time in enumerate([0, 1, 2, 3, 3, 3])])
+    with pytest.raises(DataError, match=r"split: global_time needs .* behind their users' first 2 have 2; use split="):
+        by_moment(data)
+
+
+def test_leave_one_out_takes_the_last_event_of_each_user_and_the_one_before() -> None:
+    data = pl.concat([one_user(count, str(count)) for count in (2, 3, 4, 5, 60)])
+    result = timeline(data, split=LEAVE_ONE_OUT, history_len=2, test_ratio=0.5, validation_ratio=0.4)
+    found = {user: own["split"].to_list()[2:] for (user,), own in result.events.group_by("user_id")}
+    assert found == {
+        "3": ["test"],
+        "4": ["validation", "test"],
+        "5": ["train", "validation", "test"],
+        "60": ["train"] * 56 + ["validation", "test"],
+    }
+    assert result.cuts is None
+
+
+def test_leave_one_out_takes_the_last_in_file_order_of_a_tied_moment() -> None:
+    data = frame([("1", item, 4.0, time) for item, time in [("a", 1), ("late", 9), ("later", 9), ("b", 2)]])
+    events = timeline(data, split=LEAVE_ONE_OUT, history_len=1, test_ratio=0.1, validation_ratio=0.1).events
+    assert events.select("item_id", "split").rows() == [
+        ("a", "warmup"), ("b", "train"), ("late", "validation"), ("later", "test"),
+    ]  # fmt: skip
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="'weekly', allowed: timeline, global_time, leave_one_out"):
+        timeline(one_user(9), split="weekly", history_len=2, test_ratio=0.1, validation_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("split", "counts"),
+    [
+        (GLOBAL_TIME, {"warmup": 8175, "train": 77933, "validation": 4884, "test": 9844}),
+        (LEAVE_ONE_OUT, {"warmup": 9150, "train": 90466, "validation": 610, "test": 610}),
+    ],
+)
+def test_ml_latest_small_is_split_to_the_row(latest_small: Path, split: str, counts: dict[str, int]) -> None:
+    data = add_label(read_movielens(latest_small).interactions, 4.0)
+    result = timeline(data, split=split, history_len=15, test_ratio=0.1, validation_ratio=0.05)
+    assert dict(result.events.group_by("split").len().iter_rows()) == counts
+    # 91,686 usable events: 9,168.6 and 4,584.3 are wanted.
+    assert result.cuts == ((1481817439, 1498499019, 91686, 4584, 9169) if split == GLOBAL_TIME else None)
 
 
 interactions = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=60)
@@ -170,3 +244,94 @@ def test_no_event_sees_a_tied_a_future_or_another_users_event(drawn: list[tuple[
         assert all(past[0] == user and past[1] < time and past[2] >= position - history_len for past in seen)
         earlier = [past for past in rows if past[0] == user and past[1] < time and past[2] >= position - history_len]
         assert list(seen) == earlier
+
+
+def timelines_of(drawn: list[tuple[int, int]], history_len: int) -> dict[int, list[tuple[int, int]]]:
+    """Time and row of each kept user's events in order, by Python's stable sort."""
+    own: dict[int, list[tuple[int, int]]] = {}
+    for row, (user, time) in enumerate(drawn):
+        own.setdefault(user, []).append((time, row))
+    return {user: sorted(events) for user, events in own.items() if len(events) > history_len}
+
+
+def split_by_moment(
+    drawn: list[tuple[int, int]], history_len: int, test: Fraction, validation: Fraction
+) -> dict[int, str] | None:
+    """The split of each row by trying every pair of moments in exact arithmetic; None where there is no such pair."""
+    own = timelines_of(drawn, history_len)
+    usable = [time for events in own.values() for time, _ in events[history_len:]]
+    moments = sorted(set(usable))
+
+    def gap(low: int, high: int | None, share: Fraction) -> Fraction:
+        inside = sum(low <= time and (high is None or time < high) for time in usable)
+        return abs(inside - share * len(usable))
+
+    pairs = [(at, before) for at in moments for before in moments if before < at and before > moments[0]]
+    if not pairs:
+        return None
+    at, before = min(pairs, key=lambda pair: (
+        gap(pair[0], None, test), -pair[0], gap(pair[1], pair[0], validation), -pair[1],
+    ))  # fmt: skip
+    names = {}
+    for events in own.values():
+        for place, (time, row) in enumerate(events):
+            early = "warmup" if place < history_len else "train"
+            names[row] = "test" if time >= at else "validation" if time >= before else early
+    return names
+
+
+shares = st.integers(1, 45).map(lambda percent: Fraction(percent, 100))
+
+
+@settings(max_examples=100, deadline=None)
+@given(interactions, st.integers(1, 4), shares, shares)
+def test_global_time_equals_trying_every_pair_of_moments(
+    drawn: list[tuple[int, int]], history_len: int, test: Fraction, validation: Fraction
+) -> None:
+    data = frame([(str(user), str(row), 4.0, time) for row, (user, time) in enumerate(drawn)])
+    wanted = split_by_moment(drawn, history_len, test, validation)
+    if wanted is None:
+        with pytest.raises(DataError):
+            by_moment(data, history_len, float(test), float(validation))
+        return
+    result = by_moment(data, history_len, float(test), float(validation))
+    events = result.events
+    # The item ids are the rows of the drawn list.
+    assert {int(item): name for item, name in events.select("item_id", "split").iter_rows()} == wanted
+    times = {name: events.filter(pl.col("split") == name)["timestamp"].to_list() for name in set(wanted.values())}
+    assert {"train", "validation", "test"} <= set(times)
+    assert max(times["train"] + times.get("warmup", [])) < min(times["validation"])
+    assert max(times["validation"]) < min(times["test"])
+    # The cuts are moments of usable events, so both splits begin exactly there.
+    assert result.cuts is not None and result.cuts[:2] == (min(times["validation"]), min(times["test"]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(interactions, st.integers(1, 4))
+def test_leave_one_out_equals_cutting_every_users_list_by_hand(drawn: list[tuple[int, int]], history_len: int) -> None:
+    own = timelines_of(drawn, history_len)
+    data = frame([(str(user), str(row), 4.0, time) for row, (user, time) in enumerate(drawn)])
+    if not own:
+        with pytest.raises(DataError):
+            timeline(data, split=LEAVE_ONE_OUT, history_len=history_len, test_ratio=0.1, validation_ratio=0.1)
+        return
+    events = timeline(data, split=LEAVE_ONE_OUT, history_len=history_len, test_ratio=0.1, validation_ratio=0.1).events
+    wanted = {}
+    for mine in own.values():
+        names = ["train"] * (len(mine) - history_len) + ["validation", "test"]
+        names = ["warmup"] * history_len + names[-(len(mine) - history_len) :]
+        wanted |= {row: name for (_, row), name in zip(mine, names, strict=True)}
+    assert {int(item): name for item, name in events.select("item_id", "split").iter_rows()} == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(interactions, st.integers(1, 3))
+def test_histories_are_the_same_whatever_the_split(drawn: list[tuple[int, int]], history_len: int) -> None:
+    data = frame([(str(user), str(row), 4.0, time) for row, (user, time) in enumerate(drawn)])
+    if split_by_moment(drawn, history_len, Fraction(1, 10), Fraction(1, 10)) is None:
+        return
+    tables = [
+        timeline(data, split=name, history_len=history_len, test_ratio=0.1, validation_ratio=0.1).events.drop("split")
+        for name in (TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT)
+    ]
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])

@@ -1,9 +1,12 @@
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
+from rectune.measure import calibration
 from rectune.measure.calibration import bin_index, ece, reliability_curve
 
 
@@ -16,6 +19,21 @@ def test_the_curve_equals_scikit_learns_where_no_score_lies_on_an_edge():
     np.testing.assert_allclose(curve.mean_score, mean)
     np.testing.assert_allclose(curve.positive_share, share)
     assert curve.count.sum() == 3000
+
+
+def test_ece_is_the_gap_of_scikit_learns_curve_weighted_by_the_rows_of_each_bin():
+    random = np.random.default_rng(1)
+    scores = random.beta(2, 5, 2000)
+    labels = (random.uniform(size=2000) < scores**0.7).astype(int)
+    share, mean = calibration_curve(labels, scores, n_bins=15)
+    rows = np.histogram(scores, bins=np.linspace(0, 1, 16))[0]
+    assert ece(labels, scores) == pytest.approx(np.sum(rows[rows > 0] / 2000 * np.abs(share - mean)), abs=1e-12)
+    assert ece(labels, scores) > 0.05
+
+
+def test_the_examples_in_the_docstrings_run():
+    found = doctest.testmod(calibration)
+    assert found.attempted >= 4 and found.failed == 0
 
 
 def test_ece_has_the_value_worked_out_by_hand():

@@ -1,3 +1,4 @@
+import doctest
 import math
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def test_every_metric_has_the_value_worked_out_by_hand():
     assert metrics["loss"] == pytest.approx(-sum(map(math.log, [0.8, 0.4, 0.6, 0.8, 0.5])) / 5)
     assert metrics["loss_positive"] == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
     assert metrics["loss_negative"] == pytest.approx(-(math.log(0.4) + math.log(0.8) + math.log(0.5)) / 3)
+
+
+def test_the_examples_in_the_docstrings_run():
+    found = doctest.testmod(c)
+    assert found.attempted >= 15 and found.failed == 0
 
 
 def test_the_keys_are_the_stable_ones():
@@ -110,9 +116,9 @@ def test_every_metric_stays_within_its_range(rows):
 def test_ten_thousand_users_take_less_than_a_second():
     labels, odds, users = some_rows(n=200_000, users=10_000)
     index = c.user_index(users)
-    start = time.perf_counter()
+    start = time.process_time()
     _, counted = c.user_auc(index, labels, odds)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert counted > 9_900
 
 
@@ -162,7 +168,7 @@ def test_unusable_rows_are_refused_with_what_was_got(labels, odds, users, messag
 
 def test_importing_the_room_loads_neither_torch_nor_matplotlib():
     code = (
-        "import sys, rectune.measure.classification, rectune.measure.bootstrap;"
+        "import sys, rectune.measure.classification, rectune.measure.slices, rectune.measure.scaling;"
         "print([m for m in ('torch', 'matplotlib', 'sklearn', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import ndcg_score
 
 from rectune.measure import ranking as r
@@ -163,6 +164,18 @@ def test_intervals_of_means_match_the_normal_ones_for_many_users(two_models):
     assert low == pytest.approx(values.mean() - half, abs=0.005)
     assert high == pytest.approx(values.mean() + half, abs=0.005)
     assert low < values.mean() < high
+
+
+def test_intervals_of_means_and_of_their_differences_are_those_of_scipys_bootstrap(two_models):
+    a, b = two_models
+    single, paired = r.mean_intervals(a, n=20_000), r.paired_means(a, b, n=20_000)["ndcg@10"]
+    gaps = a["ndcg@10"] - b["ndcg@10"]
+    for values, found in ((a["ndcg@10"], single["ndcg@10"]), (gaps, (paired.low, paired.high))):
+        by_scipy = stats.bootstrap(
+            (values,), np.mean, n_resamples=20_000, method="percentile", batch=2_000, random_state=1
+        )
+        interval = by_scipy.confidence_interval
+        assert found == pytest.approx((interval.low, interval.high), abs=by_scipy.standard_error / 15)
 
 
 def test_paired_differences_are_narrower_than_the_intervals_of_either_model(two_models):

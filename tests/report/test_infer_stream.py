@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path, movielens: 
                 "model_name_or_path": str(tiny_qwen3), "dataset": str(movielens), "dataset_dir": str(root / "data"),
                 "output_dir": str(root / name), "preprocessing_cache_dir": str(root / "cache"), "bf16": False,
                 "prompt_format": "completion", "report_to": "none", "max_steps": 2, "eval_steps": 2, "save_steps": 2,
-                "learning_rate": 0.01, **values,
+                "learning_rate": 0.01, "baselines": "quick", **values,
             },
             origin="test",
         )  # fmt: skip
@@ -121,7 +121,7 @@ def test_an_unknown_item_is_one_that_nobody_has_rated(rated: OpenRun, raw: dict[
 
 def test_missing_item_ids_are_one_line(rated: OpenRun, plain: OpenRun, raw: dict[str, Any]) -> None:
     bare = {key: value for key, value in raw.items() if not key.endswith(("item_id", "item_ids"))}
-    assert "no candidate_item_id, but this run knows items by their like-rates" in refused(rated, bare)
+    assert "no candidate_item_id, but this run knows items by their ids" in refused(rated, bare)
     assert "no history_item_ids" in refused(rated, bare | {"candidate_item_id": "1"})
     short = raw | {"history_item_ids": raw["history_item_ids"][1:]}
     assert f"{len(raw['history_titles'])} history_titles but" in refused(rated, short)

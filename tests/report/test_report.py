@@ -1,11 +1,14 @@
 import json
+import math
 
+import numpy as np
 import polars as pl
 import pytest
 
 from rectune.errors import DataError
 from rectune.measure.classification import classification_metrics
-from rectune.report.report import best_baseline, estimates, write_report
+from rectune.measure.slices import cut_by_edges
+from rectune.report.report import best_baseline, both_protocols, estimates, write_report
 
 LOG = [{"step": 10, "loss": 0.7}, {"step": 10, "eval_loss": 0.6, "eval_auc": 0.7}]
 HOW = {"config": "history_len: 15", "command": "rectune run config.yaml"}
@@ -108,3 +111,63 @@ def test_generated_answers_are_measured_by_what_they_say(make, tmp_path):
         "f1": 0.5,
         "without_label": 0.25,
     }
+
+
+def test_frozen_histories_have_a_table_of_their_own_and_the_last_word_on_uauc(models, tmp_path):
+    # With histories frozen the baseline knows everything and the tuned model nothing.
+    frozen = {"untuned": models["untuned"], "tuned": models["untuned"], "item like-rate": models["tuned"]}
+    report = write_report(tmp_path, models, [], {}, bootstrap_draws=200, frozen=frozen)
+    of_baseline = report["frozen"]["models"]["item like-rate"]
+    assert of_baseline["metrics"] == report["models"]["tuned"]["metrics"]
+    assert set(report["frozen"]["paired_differences"]) == set(report["paired_differences"])
+    assert report["verdict"].startswith("The tuned model beats the untuned one by ")
+    assert "It does not beat the item like-rate baseline: it is worse by " in report["notes"][0]
+    assert "history frozen at the split" in report["notes"][0]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Metrics, each user&#x27;s history frozen at the split</h2>" in page
+    rows = both_protocols(report)
+    assert rows["tuned"]["auc"].value == report["models"]["tuned"]["metrics"]["auc"]
+    assert rows["tuned"]["frozen_uauc"].value == report["models"]["untuned"]["metrics"]["uauc"]
+
+
+def test_frozen_predictions_of_other_rows_are_refused(models, tmp_path):
+    frozen = {name: table.reverse() for name, table in models.items()}
+    with pytest.raises(DataError, match="predictions of untuned, frozen: row_id of row 1"):
+        write_report(tmp_path / "run", models, [], {}, frozen=frozen)
+
+
+def test_calibration_is_told_before_and_after(make, tmp_path):
+    # log-odds were halved and one was added: before that they were 2 and -2.
+    table = make([2.0, 0.0], [1, 0], ["a", "b"])
+    found = write_report(tmp_path, {"tuned": table}, [], {}, bootstrap_draws=5, calibration=(2.0, 1.0))["calibration"]
+    assert (found["temperature"], found["offset"]) == (2.0, 1.0)
+    assert found["before"]["loss"] == pytest.approx(math.log1p(math.exp(-2)))
+    assert found["after"]["loss"] == pytest.approx((math.log1p(math.exp(-2)) + math.log(2)) / 2)
+    assert found["after"]["ece"] == pytest.approx((1 / (1 + math.exp(2)) + 0.5) / 2)
+
+
+def test_slices_compare_the_tuned_model_with_the_best_baseline(models, tmp_path):
+    lengths = np.arange(600) % 3
+    cut = cut_by_edges(lengths, (0, 1))
+    report = write_report(tmp_path, models, [], {}, bootstrap_draws=20, cuts={"length of the history": cut})
+    found = report["slices"]["length of the history"]
+    assert list(found) == list(cut.order) and [part["n"] for part in found.values()] == [200] * 3
+    for part in found.values():
+        values = [part["models"][name]["metrics"]["auc"] for name in ("tuned", "item like-rate")]
+        assert part["difference"]["auc"]["difference"] == pytest.approx(values[0] - values[1])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Slices</h2>" in page and "length of the history" in page
+
+
+def test_what_a_baseline_sees_and_how_it_was_set_stands_on_the_page(models, tmp_path):
+    notes = {"item like-rate": {"sees": "training events", "setting": {"strength": 5}, "tried": [1, 2]}}
+    report = write_report(tmp_path, models, [], {}, bootstrap_draws=5, baselines=notes)
+    assert report["baselines"] == notes
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sees training events; strength 5, of 2 tried" in page
+
+
+def test_the_disagreements_are_with_the_best_baseline(models, tmp_path):
+    write_report(tmp_path, models, [], {}, bootstrap_draws=5)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "differs most from that of <bdi>item like-rate</bdi>" in page

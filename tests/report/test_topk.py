@@ -23,6 +23,7 @@ from rectune.data import candidate_sets as sets
 from rectune.errors import DataError
 from rectune.measure.bootstrap import Difference
 from rectune.report import topk, topk_cases
+from rectune.score import frozen as frozen_scores
 from rectune.score.candidates import CandidateScorer, Request
 from rectune.score.items import Items
 from rectune.score.open_run import OpenRun, open_run
@@ -110,7 +111,7 @@ def cases(data: Any, frozen: pl.DataFrame, fitted: Any) -> list[topk_cases.Case]
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk_cases, "CHUNK", 2)
+    monkeypatch.setattr(frozen_scores, "CHUNK", 2)
 
 
 @pytest.mark.parametrize(("module", "examples"), [(topk, 1), (topk_cases, 1)])
@@ -163,7 +164,7 @@ def test_an_item_met_before_is_no_find(data: Any, fitted: Any) -> None:
 def test_scores_are_those_of_the_frozen_history_asked_one_user_at_a_time(
     opened: OpenRun, data: Any, cases: list[topk_cases.Case], small_chunks: None
 ) -> None:
-    scored = topk_cases.score_cases(opened, data, "test", cases[:3], (TUNED, UNTUNED), silent, QUIET)
+    scored = frozen_scores.score_frozen(opened, data, "test", cases[:3], (TUNED, UNTUNED), "topk", silent, QUIET)
     assert scored[TUNED].height == sum(len(case.asked(TUNED)) for case in cases[:3])
     assert scored[UNTUNED].height == sum(len(case.items) for case in cases[:3])
     items = Items(opened, data.catalog)
@@ -177,7 +178,7 @@ def test_scores_are_those_of_the_frozen_history_asked_one_user_at_a_time(
         for which in (TUNED, UNTUNED):
             request = Request(history, [items.candidate(item) for item in case.asked(which)])
             (expected,) = CandidateScorer(opened, silent, tuned=which == TUNED).score([request])
-            found = topk_cases.Lookup(scored[which])(case.user, case.asked(which))
+            found = frozen_scores.Lookup(scored[which])(case.user, case.asked(which))
             np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
@@ -185,7 +186,7 @@ def test_a_killed_call_goes_on_and_gives_the_same_result(
     opened: OpenRun, data: Any, cases: list[topk_cases.Case], monkeypatch: pytest.MonkeyPatch, small_chunks: None
 ) -> None:
     some = cases[:5]
-    whole = topk_cases.score_cases(opened, data, "test", some, (TUNED, UNTUNED), silent, QUIET)
+    whole = frozen_scores.score_frozen(opened, data, "test", some, (TUNED, UNTUNED), "topk", silent, QUIET)
     assert not (opened.folder / "scoring").exists()
     calls: list[int] = []
     score = CandidateScorer.score
@@ -199,14 +200,14 @@ def test_a_killed_call_goes_on_and_gives_the_same_result(
     with monkeypatch.context() as patch:
         patch.setattr(CandidateScorer, "score", dying)
         with pytest.raises(KeyboardInterrupt):
-            topk_cases.score_cases(opened, data, "test", some, (TUNED, UNTUNED), silent, QUIET)
+            frozen_scores.score_frozen(opened, data, "test", some, (TUNED, UNTUNED), "topk", silent, QUIET)
     kept = sorted((opened.folder / "scoring").rglob("*.parquet"))
     assert [file.name for file in kept] == [
         "tuned-000000000.parquet", "tuned-000000002.parquet", "untuned-000000000.parquet",
     ]  # fmt: skip
     kept[1].write_bytes(b"PAR1")  # a damaged chunk is scored again
     said: list[str] = []
-    again = topk_cases.score_cases(opened, data, "test", some, (TUNED, UNTUNED), said.append, QUIET)
+    again = frozen_scores.score_frozen(opened, data, "test", some, (TUNED, UNTUNED), "topk", said.append, QUIET)
     assert [line for line in said if line.startswith("scored")] == [
         "scored tuned: 4 of 5 users", "scored untuned: 4 of 5 users",
         "scored tuned: 5 of 5 users", "scored untuned: 5 of 5 users",

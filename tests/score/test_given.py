@@ -60,7 +60,7 @@ def test_every_form_of_an_event_is_the_same_event(opened: OpenRun) -> None:
         {"item_id": "1", "rating": 4.0, "label": "Yes"},
     ]
     found = events(given_to(opened), *forms)
-    assert found == [Event(TOY, 4.0, 1)] * len(forms)
+    assert found == [Event(TOY, 4.0, 1, "1")] * len(forms)
 
 
 def test_ratings_become_labels_at_the_threshold(opened: OpenRun) -> None:
@@ -76,8 +76,8 @@ def test_every_form_of_a_label_is_a_label(opened: OpenRun) -> None:
     assert [event.label for event in events(given, *((TOY, each) for each in likes))] == [1] * len(likes)
     assert [event.label for event in events(given, *((TOY, each) for each in dislikes))] == [0] * len(dislikes)
     assert events(given, {"title": TOY, "label": 1}, {"title": TOY, "label": 0}) == [
-        Event(TOY, None, 1),
-        Event(TOY, None, 0),
+        Event(TOY, None, 1, "1"),
+        Event(TOY, None, 0, "1"),
     ]
 
 
@@ -98,7 +98,15 @@ def test_a_run_that_shows_ratings_needs_them(opened: OpenRun) -> None:
 def test_a_run_that_shows_labels_needs_a_rating_or_a_label(opened: OpenRun) -> None:
     given = given_to(opened, history_shows="label")
     assert "'Heat (1995)' has neither rating nor label" in refused(given, [HEAT])
-    assert events(given, (HEAT, 2), (HEAT, True)) == [Event(HEAT, 2.0, 0), Event(HEAT, None, 1)]
+    assert events(given, (HEAT, 2), (HEAT, True)) == [Event(HEAT, 2.0, 0, "2"), Event(HEAT, None, 1, "2")]
+
+
+def test_a_run_that_starts_from_the_stack_needs_labels_whatever_it_shows(opened: OpenRun) -> None:
+    given = given_to(opened, history_shows="nothing", prior="stack")
+    assert "'Heat (1995)' has neither rating nor label, but this run's prior looks at what was liked" in refused(
+        given, [HEAT]
+    )
+    assert events(given, (HEAT, False)) == [Event(HEAT, None, 0, "2")]
 
 
 def test_a_run_that_shows_nothing_takes_titles_alone(opened: OpenRun) -> None:

@@ -75,17 +75,17 @@ def test_like_rates_stand_behind_the_text_and_are_the_prior(opened: OpenRun) -> 
     items = Items(run, CATALOG)
     assert like_rate(run, "1") == (0.75, 8) and like_rate(run, "2") == like_rate(run, None) == (0.5, 0)
     # log(0.75 / 0.25) = log 3, and an unrated item's rate of a half says nothing.
-    assert items.candidate("1") == Candidate("Heat (1995) (75% of 8)", pytest.approx(math.log(3)))
-    assert items.candidate("2") == Candidate("Unknown (50% of 0)", 0.0)
+    assert items.candidate("1") == Candidate("Heat (1995) (75% of 8)", pytest.approx(math.log(3)), "1")
+    assert items.candidate("2") == Candidate("Unknown (50% of 0)", 0.0, "2")
     assert items.candidate(None, "Dune") == Candidate("Dune (50% of 0)", 0.0)
-    assert items.event("1", 4.5, 1) == Event("Heat (1995) (75% of 8)", 4.5, 1)
+    assert items.event("1", 4.5, 1) == Event("Heat (1995) (75% of 8)", 4.5, 1, "1")
     assert with_rate(run, "x", "1") == "x (75% of 8)"
 
 
 def test_text_and_prior_are_apart(opened: OpenRun) -> None:
     prior, text = run_with(opened, prior="item_rate"), run_with(opened, item_rate_text=True)
-    assert Items(prior, CATALOG).candidate("1") == Candidate("Heat (1995)", pytest.approx(math.log(3)))
-    assert Items(text, CATALOG).candidate("1") == Candidate("Heat (1995) (75% of 8)", 0.0)
+    assert Items(prior, CATALOG).candidate("1") == Candidate("Heat (1995)", pytest.approx(math.log(3)), "1")
+    assert Items(text, CATALOG).candidate("1") == Candidate("Heat (1995) (75% of 8)", 0.0, "1")
     assert item_prior(opened, "1") == 0.0 and with_rate(opened, "x", "1") == "x"
 
 

@@ -161,6 +161,6 @@ def test_another_quantisation_than_the_trainings_is_refused(copy: Path) -> None:
     assert "loaded unquantised, but the adapter was trained on it 4-bit" in refused(copy, ["use_qlora=false"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("temperature", 2.0), ("prior", -0.5)])
+@pytest.mark.parametrize(("key", "value"), [("temperature", -2.0), ("prior", -0.5)])
 def test_a_correction_that_cannot_be_applied_is_refused(copy: Path, key: str, value: float) -> None:
     assert f"{key} is {value}, and this version cannot apply it" in refused(changed(copy, **{key: value}), [])

@@ -268,7 +268,7 @@ def test_a_long_history_is_cut_to_what_a_prompt_can_show(opened: Any, data: Any,
     events = data.events.filter(pl.col("user_id") == "1")[-15:]
     items = Items(opened, data.catalog)
     assert [event.title for event in request.history] == [items.text(item) for item in events["item_id"]]
-    assert request.candidates == [Candidate(items.text("1"))] and request.user is None
+    assert request.candidates == [Candidate(items.text("1"), 0.0, "1")] and request.user is None
 
 
 # --- the command ---

@@ -270,7 +270,7 @@ def test_without_its_dataset_a_plain_run_takes_titles_as_they_are(runs: dict[str
 
 
 def test_a_run_with_item_rates_needs_its_dataset(runs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="this run knows items by their like-rates; prepare it with `rectune prepare"):
+    with pytest.raises(DataError, match="this run knows items by their ids; prepare it with `rectune prepare"):
         Recommender.load(runs["stream"], [f"dataset_dir={tmp_path / 'gone'}"], say=silent)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from rectune.data import columns as c
 from rectune.data.download import MOVIELENS_NAMES, movielens_zip
 from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
 from rectune.data.label import add_label
+from rectune.data.leak import cold, leak_note, leak_share
 from rectune.data.sources.movielens import MovieLens, read_movielens, read_wheel_movielens, source_files
-from rectune.data.split import Timeline, leak_note, leak_share, timeline
+from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_folder, hash_file, hash_text, write_json
 from rectune.wheels import movielens_100k_files
@@ -68,6 +70,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
     _say_read(read, say)
     line = timeline(
         add_label(read.interactions, config.rating_threshold),
+        split=config.split,
         history_len=config.history_len,
         test_ratio=config.test_ratio,
         validation_ratio=config.validation_ratio,
@@ -153,7 +156,8 @@ def _read(config: Config, say: Say) -> MovieLens:
 def _settings(config: Config) -> dict[str, Any]:
     """Every setting that the folder depends on."""
     data_keys = ("history_len", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users")
-    protocol = {key: getattr(config, key) for key in data_keys}
+    unused = ("test_ratio", "validation_ratio") if config.split == LEAVE_ONE_OUT else ()
+    protocol = {key: getattr(config, key) for key in data_keys if key not in unused}
     if config.max_users is not None:
         protocol["seed"] = config.seed
     text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
@@ -202,7 +206,7 @@ def _meta(
 ) -> dict[str, Any]:
     """What `meta.json` says; no time and no path, so that the same input gives the same bytes."""
     events = line.events
-    share = leak_share(events)
+    share, unseen = leak_share(events), cold(events)
     per_split = {row[0]: row[1:] for row in events.group_by(c.SPLIT).agg(pl.len(), pl.col(c.LABEL).sum()).iter_rows()}
     starts, stops = history_slices(events, config.history_len)
     asked = (events[c.SPLIT] != c.WARMUP).to_numpy()
@@ -232,8 +236,39 @@ def _meta(
         "rejects": {"rows": read.rejects.height, "by_reason": _by_reason(read.rejects)},
         "leak": {
             "share_of_test_events_with_later_train_events": None if share is None else round(share, 6),
-            "note": leak_note(events),
+            "test_events_of_cold_users": unseen.users,
+            "test_events_about_cold_items": unseen.items,
+            "note": leak_note(events, config.split),
         },
+        **_cuts(line, config.history_len),
+    }
+
+
+def _cuts(line: Timeline, history_len: int) -> dict[str, Any]:
+    """Where `global_time` cut and what came out, under `cuts`; nothing for other splits.
+
+    An event among its user's first `history_len` is not usable, yet asked about when it is at or after a cut.
+    """
+    cuts = line.cuts
+    if cuts is None:
+        return {}
+    early = dict(line.events.filter(pl.col(c.POSITION) < history_len).group_by(c.SPLIT).len().iter_rows())
+    return {
+        "cuts": {
+            "usable_events": cuts.usable,
+            **{
+                split: {
+                    "from_timestamp": moment,
+                    "usable": usable,
+                    "share_of_usable": round(usable / cuts.usable, 6),
+                    "not_usable": early.get(split, 0),
+                }
+                for split, moment, usable in (
+                    (c.VALIDATION, cuts.validation, cuts.usable_validation),
+                    (c.TEST, cuts.test, cuts.usable_test),
+                )
+            },
+        }
     }
 
 
@@ -290,17 +325,37 @@ def _say_split(meta: dict[str, Any], say: Say) -> None:
     liked = " / ".join(f"{splits[name]['positive_rate']:.1%}" if splits[name]["rows"] else "-" for name in shown)
     warmup = splits[c.WARMUP]["rows"]
     say(f"split: {counts} train / validation / test rows, {warmup:,} warm-up, {meta['users']:,} users; liked {liked}")
+    length = meta["protocol"]["history_len"]
+    for name in (c.VALIDATION, c.TEST) if "cuts" in meta else ():
+        cut = meta["cuts"][name]
+        say(
+            f"{name}: begins at {_moment(cut['from_timestamp'])} and holds {cut['share_of_usable']:.2%} of the "
+            f"{meta['cuts']['usable_events']:,} usable events, and {cut['not_usable']:,} events among their users' "
+            f"first {length}"
+        )
     left = meta["left_out"]
     if left["users_with_too_few_events"]:
         say(
-            f"left out: {left['users_with_too_few_events']:,} users with at most {meta['protocol']['history_len']} "
+            f"left out: {left['users_with_too_few_events']:,} users with at most {length} "
             f"events ({left['their_events']:,} events)"
         )
     if left["users_not_drawn"]:
         say(f"left out by max_users: {left['users_not_drawn']:,} users ({left['events_not_drawn']:,} events)")
     history = meta["history"]
+    why = "for ties in time" + (" or new users" if meta["protocol"]["split"] == GLOBAL_TIME else "")
     say(
-        f"history: mean length {history['mean']:.2f}; {history['shorter_than_history_len']:,} shorter than "
-        f"{meta['protocol']['history_len']} for ties in time, {history['empty']:,} empty"
+        f"history: mean length {history['mean']:.2f}; {history['shorter_than_history_len']:,} shorter than {length} "
+        f"{why}, {history['empty']:,} empty"
     )
     say(meta["leak"]["note"])
+
+
+def _moment(timestamp: int) -> str:
+    """A timestamp with its date, where it can be seconds since 1970.
+
+    >>> _moment(891349532), _moment(-7)
+    ('timestamp 891349532 (1998-03-31 13:05:32 UTC)', 'timestamp -7')
+    """
+    if not 0 < timestamp < 2**32:
+        return f"timestamp {timestamp}"
+    return f"timestamp {timestamp} ({datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC)"

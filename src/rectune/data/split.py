@@ -1,14 +1,19 @@
-"""The split protocol: each user's own timeline, cut into warm-up, train, validation and test."""
+"""The split protocols: warm-up, train, validation and test by each user's own timeline or by one moment for all."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rectune.data import columns as c
 from rectune.errors import DataError
+
+TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT = "timeline", "global_time", "leave_one_out"
+"""The values of the key `split`; see `timeline`."""
 
 # Shares such as 0.1 are not exact in binary: without this, 0.29 of 100 rows would be 28.
 _ROUNDING = 1e-9
@@ -17,19 +22,37 @@ _COUNT = "_count"
 _FIRST = "_first"
 
 
+class Cuts(NamedTuple):
+    """Where `global_time` cuts time, and what came out.
+
+    Attributes:
+        validation, test: timestamps; from this one on an event is at least a validation, or a test event.
+        usable: events at positions of at least `history_len`, whose shares the ratios are.
+        usable_validation, usable_test: how many of these fell into the two splits.
+    """
+
+    validation: int
+    test: int
+    usable: int
+    usable_validation: int
+    usable_test: int
+
+
 class Timeline(NamedTuple):
-    """The events of the users kept, and what was left out."""
+    """The events of the users kept, and what was left out; cuts only for `global_time`."""
 
     events: pl.DataFrame
     short_users: int
     short_events: int
     users_not_drawn: int
     events_not_drawn: int
+    cuts: Cuts | None = None
 
 
 def timeline(
     interactions: pl.DataFrame,
     *,
+    split: str = TIMELINE,
     history_len: int,
     test_ratio: float,
     validation_ratio: float,
@@ -38,25 +61,37 @@ def timeline(
 ) -> Timeline:
     """Order every user's interactions in time and split them.
 
-    Users with at most `history_len` interactions are left out. The first `history_len` of the others are
-    warm-up; of the n that remain the last max(1, floor(n * test_ratio)) are test and the
-    max(1, floor(n * validation_ratio)) before those validation, test being filled first where n is 1 or 2.
-    Interactions of one moment keep the order of the file; users come in numeric order where all ids are numbers.
+    Users with at most `history_len` interactions are left out, whatever the split, so that all splits are of the same
+    users. For `global_time` this looks ahead: interactions after the cuts count too, so a user without any before them
+    is kept for going on to have more than `history_len`. The others' interactions of one moment keep the order of the
+    file; users come in numeric order where all ids are numbers. An interaction is usable where its user has at least
+    `history_len` before it. Then, by `split`:
+
+    - `timeline`: each user's first `history_len` are warm-up; of the n that remain the last
+      max(1, floor(n * test_ratio)) are test and the max(1, floor(n * validation_ratio)) before those validation, test
+      being filled first where n is 1 or 2.
+    - `leave_one_out`: the same with one test and one validation event for every user.
+    - `global_time`: all users are cut at the same two moments, from which on everything is validation, or test, also
+      the first interactions of new users. The test moment is the one that brings the share of usable interactions
+      at or after it nearest to `test_ratio` (of two equally near the later), the validation moment likewise before
+      it. Of what is earlier, each user's first `history_len` are warm-up and the rest train. Since moments are never
+      cut in two, shares come out as ties in time allow, and each of the three splits gets at least one moment.
 
     Args:
         interactions: user_id, item_id, rating, timestamp, label; one row each, in the order of the file.
+        split: `timeline`, `global_time` or `leave_one_out`.
         history_len: warm-up events of each user.
-        test_ratio: share of the usable events that are test.
-        validation_ratio: share of the usable events that are validation.
+        test_ratio: share of the usable events that are test; without effect for `leave_one_out`.
+        validation_ratio: share of the usable events that are validation; likewise.
         max_users: keep this many of the eligible users, those with the smallest SHA-256 of `seed:user_id`;
-            a smaller draw is therefore a part of a larger one.
+            a smaller draw is therefore a part of a larger one. `global_time` takes its moments from the users kept.
         seed: seed of that draw.
 
     Returns:
         events: the interactions kept, with split, position, history_end and row_id, sorted by user and position.
 
     Raises:
-        DataError: no user has more than `history_len` interactions.
+        DataError: no user has more than `history_len` interactions, or `global_time` finds fewer than three moments.
     """
     counts = interactions.group_by(c.USER_ID).agg(pl.len().alias(_COUNT))
     eligible = counts.filter(pl.col(_COUNT) > history_len)
@@ -71,7 +106,18 @@ def timeline(
         drawn = sorted(eligible[c.USER_ID].to_list(), key=lambda user: _draw_key(user, seed))[:max_users]
         kept = eligible.filter(pl.col(c.USER_ID).is_in(drawn))
     events = _ordered(interactions.join(kept, on=c.USER_ID, how="inner", maintain_order="left"))
-    events = events.with_columns(_split(history_len, test_ratio, validation_ratio))
+    cuts = None
+    if split == GLOBAL_TIME:
+        cuts = _cuts(events, history_len, test_ratio, validation_ratio)
+        names = _by_moment(cuts, history_len)
+    elif split == LEAVE_ONE_OUT:
+        names = _by_place(history_len, pl.lit(1), pl.lit(1))
+    elif split == TIMELINE:
+        usable = pl.col(_COUNT).cast(pl.Int64) - history_len
+        names = _by_place(history_len, _share(usable, test_ratio), _share(usable, validation_ratio))
+    else:
+        raise ValueError(f"split: got {split!r}, allowed: {TIMELINE}, {GLOBAL_TIME}, {LEAVE_ONE_OUT}")
+    events = events.with_columns(names.alias(c.SPLIT))
     eligible_events = int(eligible[_COUNT].sum())
     return Timeline(
         events=events.select(
@@ -89,6 +135,7 @@ def timeline(
         short_events=interactions.height - eligible_events,
         users_not_drawn=eligible.height - kept.height,
         events_not_drawn=eligible_events - events.height,
+        cuts=cuts,
     )
 
 
@@ -114,12 +161,9 @@ def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _split(history_len: int, test_ratio: float, validation_ratio: float) -> pl.Expr:
-    """The split of each event, from its position and the number of its user's events."""
-    usable = pl.col(_COUNT).cast(pl.Int64) - history_len
+def _by_place(history_len: int, tests: pl.Expr, validations: pl.Expr) -> pl.Expr:
+    """The split of each event by its position and how many of its user's last events are test and validation."""
     from_end = pl.col(_COUNT).cast(pl.Int64) - 1 - pl.col(c.POSITION)
-    tests = _share(usable, test_ratio)
-    validations = _share(usable, validation_ratio)
     return (
         pl.when(pl.col(c.POSITION) < history_len)
         .then(pl.lit(c.WARMUP))
@@ -128,7 +172,6 @@ def _split(history_len: int, test_ratio: float, validation_ratio: float) -> pl.E
         .when(from_end < tests + validations)
         .then(pl.lit(c.VALIDATION))
         .otherwise(pl.lit(c.TRAIN))
-        .alias(c.SPLIT)
     )
 
 
@@ -136,22 +179,47 @@ def _share(usable: pl.Expr, ratio: float) -> pl.Expr:
     return pl.max_horizontal((usable * ratio + _ROUNDING).floor().cast(pl.Int64), pl.lit(1, dtype=pl.Int64))
 
 
-def leak_share(events: pl.DataFrame) -> float | None:
-    """Share of test events for which train holds a later event; None without test or train events."""
-    test = events.filter(pl.col(c.SPLIT) == c.TEST)
-    last_train = events.filter(pl.col(c.SPLIT) == c.TRAIN)[c.TIMESTAMP].max()
-    if test.is_empty() or last_train is None:
-        return None
-    # A user's own train events are never later than the user's test events, so these are of other users.
-    return float(test.select((pl.col(c.TIMESTAMP) < last_train).sum()).item()) / test.height
-
-
-def leak_note(events: pl.DataFrame) -> str:
-    """One sentence: what this split lets the training see of the future."""
-    share = leak_share(events)
-    if share is None:
-        return "Split by each user's own timeline: there are no train events, so nothing of the future is seen."
+def _by_moment(cuts: Cuts, history_len: int) -> pl.Expr:
+    """The split of each event by its timestamp; its position matters before validation only."""
     return (
-        "Split by each user's own timeline: no event sees its own user's future, but other users' later events are "
-        f"in train: {share:.1%} of the test events have train events after them in time."
+        pl.when(pl.col(c.TIMESTAMP) >= cuts.test)
+        .then(pl.lit(c.TEST))
+        .when(pl.col(c.TIMESTAMP) >= cuts.validation)
+        .then(pl.lit(c.VALIDATION))
+        .when(pl.col(c.POSITION) < history_len)
+        .then(pl.lit(c.WARMUP))
+        .otherwise(pl.lit(c.TRAIN))
     )
+
+
+def _cuts(events: pl.DataFrame, history_len: int, test_ratio: float, validation_ratio: float) -> Cuts:
+    """The moments of `global_time`.
+
+    Raises:
+        DataError: the usable events are of fewer than three moments.
+    """
+    usable = events.filter(pl.col(c.POSITION) >= history_len)
+    moments = usable.group_by(c.TIMESTAMP).len().sort(c.TIMESTAMP)
+    if moments.height < 3:
+        raise DataError(
+            "split: global_time needs events of at least three timestamps, one each for train, validation and test, "
+            f"but those behind their users' first {history_len} have {moments.height}; use split=timeline or a smaller "
+            "history_len"
+        )
+    # How many usable events are at or after each moment.
+    after = moments["len"].cast(pl.Int64).cum_sum(reverse=True).to_numpy()
+    test = _nearest(after, 2, 0, usable.height * test_ratio)
+    validation = _nearest(after[:test], 1, int(after[test]), usable.height * validation_ratio)
+    return Cuts(
+        int(moments[c.TIMESTAMP][validation]),
+        int(moments[c.TIMESTAMP][test]),
+        usable.height,
+        int(after[validation] - after[test]),
+        int(after[test]),
+    )
+
+
+def _nearest(after: npt.NDArray[np.int64], first: int, taken: int, wanted: float) -> int:
+    """Of the moments from `first` on, the latest one that brings `after` less `taken` nearest to `wanted`."""
+    gaps = np.abs(after[first:] - taken - wanted)
+    return first + int(np.flatnonzero(gaps <= gaps.min() + _ROUNDING)[-1])

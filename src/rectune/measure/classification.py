@@ -25,6 +25,9 @@ __all__ = [
     "auc",
     "auc_by_user",
     "brier",
+    "check_answers",
+    "check_both_classes",
+    "check_rows",
     "classification_metrics",
     "confusion",
     "ece",
@@ -281,15 +284,15 @@ def predicted_positive_rate(cells: Confusion) -> float:
     return (cells.tp + cells.fp) / sum(cells)
 
 
-def check_rows(labels: Array, log_odds: Array, user_ids: UserIds) -> tuple[Array, Floats]:
-    """Labels as int64 and log-odds as float64, both [n], after the checks every metric relies on.
+def check_answers(labels: Array, log_odds: Array) -> tuple[Array, Floats]:
+    """Labels as int64 and log-odds as float64, both [n], after the checks that need no user.
 
     Raises:
         ValueError: no rows, lengths that differ, a label other than 0 and 1, or log-odds that are not finite.
     """
     labels, odds = np.asarray(labels), np.asarray(log_odds, dtype=np.float64)
-    if not len(labels) == len(odds) == len(user_ids):
-        raise ValueError(f"got {len(labels)} labels, {len(odds)} log-odds and {len(user_ids)} user ids; need as many")
+    if len(labels) != len(odds):
+        raise ValueError(f"got {len(labels)} labels and {len(odds)} log-odds; need as many")
     if len(labels) == 0:
         raise ValueError("no rows to measure")
     strange = np.unique(labels[(labels != 0) & (labels != 1)])
@@ -299,6 +302,31 @@ def check_rows(labels: Array, log_odds: Array, user_ids: UserIds) -> tuple[Array
     if broken:
         raise ValueError(f"{broken} of {len(odds)} log-odds are not finite numbers (NaN or infinite)")
     return labels.astype(np.int64), odds
+
+
+def check_both_classes(labels: Array, log_odds: Array) -> tuple[Array, Floats]:
+    """As `check_answers`, for whatever is fitted on rows: one class alone says nothing about the other.
+
+    Raises:
+        ValueError: as `check_answers`, or all labels are the same.
+    """
+    labels, odds = check_answers(labels, log_odds)
+    if labels.min() == labels.max():
+        raise ValueError(f"labels: all {len(labels)} rows are {labels[0]}; fitting needs rows of both classes")
+    return labels, odds
+
+
+def check_rows(labels: Array, log_odds: Array, user_ids: UserIds) -> tuple[Array, Floats]:
+    """Labels as int64 and log-odds as float64, both [n], after the checks every metric relies on.
+
+    Raises:
+        ValueError: as `check_answers`, or another number of user ids.
+    """
+    if not len(labels) == len(log_odds) == len(user_ids):
+        raise ValueError(
+            f"got {len(labels)} labels, {len(log_odds)} log-odds and {len(user_ids)} user ids; need as many"
+        )
+    return check_answers(labels, log_odds)
 
 
 def classification_metrics(

@@ -15,6 +15,7 @@ import polars as pl
 
 from rectune import __version__
 from rectune.baselines.item_rates import item_rates, rate_text, uses_rates
+from rectune.baselines.prior import prior_of
 from rectune.config import Config
 from rectune.data.columns import (
     HISTORY_END,
@@ -118,13 +119,19 @@ class EventHistories:
         prior: float64 [events]; what is added to the log-odds.
     """
 
-    def __init__(self, events: pl.DataFrame, catalog: pl.DataFrame, config: Config) -> None:
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        catalog: pl.DataFrame,
+        config: Config,
+        prior: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self.titles = self.items = Titles.of(events, catalog, config.item_text).by_event
         self.ratings: list[float | None] = events[RATING].to_list()
         self.labels: list[int] = events[LABEL].to_list()
         longest = config.history_len if config.layout == "pointwise" else events.height
         self.starts, self.stops = history_slices(events, longest)
-        self.prior = np.zeros(events.height)
+        self.prior = np.zeros(events.height) if prior is None else prior
         if uses_rates(config):
             rates = item_rates(events, config.item_rate_from, config.item_rate_strength)
             if config.prior == "item_rate":
@@ -308,7 +315,8 @@ def encode(
             say(f"tokens: {len(trees):,} sequences from the cache {path}")
             return trees
         say(f"tokens: the cache file {path} is damaged; it is made again")
-    histories = EventHistories(events, catalog, config)
+    _, prior = prior_of(config, events, catalog, content_hash, say)
+    histories = EventHistories(events, catalog, config, prior)
     if isinstance(prompts, StreamPrompts):
         seed = config.seed if shuffle else None
         trees = encode_stream(prompts, histories, events, rows, config.window_overlap, seed)
@@ -326,7 +334,7 @@ def encode(
 
 def clear_cache(config: Config, say: Say) -> None:
     """Remove the tokenised prompts of every run that shares this cache folder, and nothing else that lies there."""
-    ours = re.compile(r"[0-9a-f]{32}\.(safetensors|sha256)")
+    ours = re.compile(r"[0-9a-f]{32}\.(safetensors|sha256|stack|prior)")
     files = [path for path in config.preprocessing_cache_dir.glob("*") if ours.fullmatch(path.name)]
     for path in files:
         path.unlink()

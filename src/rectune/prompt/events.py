@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """One event of a history: the item's text, its rating and its 0/1 label."""
+    """One event of a history: the item's text, its rating and its 0/1 label, and where a prior asks for it its id."""
 
     title: str
     rating: float | None
     label: int
+    item_id: str | None = None
 
 
 @dataclass(frozen=True)

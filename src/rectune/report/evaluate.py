@@ -13,23 +13,25 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
+from rectune.baselines.fit import fit_baselines
 from rectune.baselines.item_rates import uses_rates
-from rectune.baselines.rates import item_like_rate
-from rectune.data.columns import LABEL, SPLIT, TEST, TRAIN, VALIDATION
+from rectune.baselines.questions import FROZEN, ONLINE
+from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, TEST, USER_ID, VALIDATION
+from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
 from rectune.files import write_json
 from rectune.measure.classification import classification_metrics, probability
 from rectune.prompt.dataset import Dataset
 from rectune.report.compare import write_comparison
-from rectune.report.report import estimates, write_report
+from rectune.report.report import SUMMARY, both_protocols, write_report
+from rectune.report.slices import slices_of
 from rectune.report.verdict import summary_table
+from rectune.score.frozen import score_frozen
 from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
 from rectune.train.start import HISTORY
 from rectune.train.train import VALIDATION_PREDICTIONS
-
-BASELINE = "item like-rate"
 
 Say = Callable[[str], None]
 
@@ -42,13 +44,40 @@ class Evaluation:
     page: Path
 
 
-def _with_baseline(data: Dataset, rows: np.ndarray[Any, Any], table: pl.DataFrame) -> pl.DataFrame:
-    """The item like-rate's predictions on the same rows; it may see the training events only."""
-    train = data.events.filter(pl.col(SPLIT) == TRAIN).with_columns(pl.col(LABEL).cast(pl.Int64))
-    log_odds = item_like_rate(train, data.events[rows.tolist()])
-    return table.select(pl.exclude("generated", "generated_label")).with_columns(
-        log_odds=pl.Series(log_odds), score=pl.Series(probability(log_odds))
+@dataclass(frozen=True)
+class _Split:
+    """A user's events of a split, all asked about after one history."""
+
+    user: str
+    items: list[str]
+
+    def asked(self, which: str) -> list[str]:
+        return self.items
+
+
+def _as(like: pl.DataFrame, log_odds: np.ndarray[Any, Any]) -> pl.DataFrame:
+    """Predictions of another model on the same rows."""
+    return like.select(pl.exclude("generated", "generated_label")).with_columns(
+        log_odds=pl.Series(log_odds, dtype=pl.Float64), score=pl.Series(probability(log_odds), dtype=pl.Float64)
     )
+
+
+def _frozen(
+    run: OpenRun, data: Dataset, split: str, tables: dict[str, pl.DataFrame], say: Say, console: Console
+) -> dict[str, pl.DataFrame]:
+    """The same rows, scored by the same models with each user's history frozen at the split."""
+    like = next(iter(tables.values()))
+    users = like.group_by(USER_ID, maintain_order=True).agg(ITEM_ID)
+    cases = [_Split(user, list(dict.fromkeys(items))) for user, items in users.iter_rows()]
+    say(f"frozen: the same {like.height:,} events, each user's after the history before the split")
+    scored = score_frozen(run, data, split, cases, list(tables), "frozen", say, console)
+    keys = like.select(USER_ID, ITEM_ID)
+    return {
+        which: _as(
+            like, keys.join(found, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")["log_odds"].to_numpy()
+        )
+        for which, found in scored.items()
+    }
 
 
 def _command(folder: Path, overrides: list[str], split: str, mode: str, untuned: bool) -> str:
@@ -73,14 +102,16 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
         ways = {"as a prior": config.prior == "item_rate", "in the text": config.item_rate_text}
         used = " and ".join(way for way, on in ways.items() if on)
         history += f", item like-rates ({config.item_rate_from.replace('_', ' ')}) {used}"
+    if config.prior == "stack":
+        history += ", starting from the stacked baseline"
     return {
         "model": f"{run.settings.base_model} with LoRA (rank {config.lora_rank}, {config.lora_target}), {run.folder}",
-        "data": f"{data.meta['name']}, {split} split of each user's timeline, {history}",
+        "data": f"{data.meta['name']}, {split} split by {SPLIT_BY[config.split]}, {history}",
         "dataset hash": data.content_hash,
         "adapter hash": run.adapter_hash,
         "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
         "leak": str(data.meta.get("leak", {}).get("note", "")),
-        "baseline": f"{BASELINE}: smoothed share of likes of the item among training events only",
+        "calibration": f"log-odds / {run.settings.temperature:.4g} + {run.settings.offset:.4g}, fitted on validation",
         "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
         "command": command,
     }
@@ -106,7 +137,8 @@ def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None
     if not then["row_id"].equals(table["row_id"]):
         say("check: these are not the validation rows of training, so their scores are not compared")
         return
-    largest = float(np.abs(then["log_odds"].to_numpy() - table["log_odds"].to_numpy()).max(initial=0.0))
+    before = run.settings.calibrated(then["log_odds"].to_numpy())
+    largest = float(np.abs(before - table["log_odds"].to_numpy()).max(initial=0.0))
     say(f"check: largest difference from the scores during training, row by row: {largest:g} in log-odds")
 
 
@@ -132,7 +164,7 @@ def _log_history(folder: Path) -> list[dict[str, Any]]:
 def evaluate(
     folder: Path, overrides: list[str], split: str, mode: str, untuned: bool, say: Say, console: Console
 ) -> Evaluation:
-    """Score a split with the tuned model (and the untuned one), measure them beside the baseline, write the report.
+    """Score a split with the tuned model (and the untuned one), measure them beside the baselines, write the report.
 
     Writes `predictions_SPLIT_MODEL.parquet`, `metrics.json` and `report.html` into the run; for validation
     `metrics_validation.json` and `report_validation.html`, so that the test's figures stay.
@@ -162,14 +194,27 @@ def evaluate(
             say(generated_line(which, given))
     for which, table in found.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
-    tables = {**found, BASELINE: _with_baseline(data, rows, found[TUNED])}
+    frozen = _frozen(run, data, split, found, say, console)
+    for which, table in frozen.items():
+        write_predictions(table, run.folder / f"predictions_{split}_{which}_frozen.parquet")
+    fitted = fit_baselines(
+        data.folder, data.events, data.catalog, data.content_hash, run.config.preprocessing_cache_dir, say, console,
+        quick=run.config.baselines == "quick",
+    )  # fmt: skip
+    like, row_ids = found[TUNED], found[TUNED][ROW_ID]
+    online = dict(found)
+    for baseline in fitted.notes:
+        online[baseline], frozen[baseline] = (
+            _as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
+        )
     name = "report" if split != VALIDATION else "report_validation"
     report = write_report(
-        run.folder, tables, history,
+        run.folder, online, history,
         _how_made(run, data, split, _command(folder, overrides, split, mode, untuned)), run.settings.threshold,
-        out_name=name, title=f"rectune: {data.meta['name']}, {split}",
+        out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
+        cuts=slices_of(data, rows), calibration=(run.settings.temperature, run.settings.offset),
     )  # fmt: skip
-    console.print(summary_table(estimates(report)))
+    console.print(summary_table(both_protocols(report), SUMMARY))
     console.print(report["verdict"], highlight=False)
     for note in report["notes"]:
         console.print(note, highlight=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import uses_rates
+from rectune.baselines.item_rates import knows_items, uses_rates
 from rectune.data.columns import LABEL
 from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
@@ -20,6 +20,7 @@ from rectune.measure.classification import probability
 from rectune.prompt.events import Event, Prompt
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
+from rectune.score.candidates import Candidate, Request, request_prior
 from rectune.score.generate import extract_label, generate_answers, generated_line
 from rectune.score.items import item_prior, like_rate, with_rate
 from rectune.score.open_run import OpenRun
@@ -113,7 +114,7 @@ def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -
     """
     if key not in record:
         raise DataError(
-            f"{where}: no {key}, but this run knows items by their like-rates; give the ids of its dataset, or null "
+            f"{where}: no {key}, but this run knows items by their ids; give those of its dataset, or null "
             "for an item that it does not hold"
         )
     found = _checked(record, key, (str, int, type(None)), count is not None, where)
@@ -122,21 +123,24 @@ def _item_ids(record: dict[str, Any], key: str, count: int | None, where: str) -
     return [None if item is None else str(item) for item in (found if count is not None else [found])]
 
 
-def _with_rates(
+def _with_items(
     run: OpenRun, record: dict[str, Any], titles: list[str], candidate: str, where: str
-) -> tuple[list[str], str, float]:
-    """Texts of history and candidate with their like-rates where the run writes them, and the candidate's prior.
+) -> tuple[list[str], str, list[str | None], str | None]:
+    """Texts of history and candidate, with their like-rates where the run writes them, and the ids of both.
 
     Raises:
         DataError: the run needs item ids, and the record does not give them.
     """
-    if not uses_rates(run.config):
-        return titles, candidate, 0.0
-    (asked,) = _item_ids(record, "candidate_item_id", None, where)
-    if run.config.item_rate_text and titles:
-        items = _item_ids(record, "history_item_ids", len(titles), where)
-        titles = [with_rate(run, title, item) for title, item in zip(titles, items, strict=True)]
-    return titles, with_rate(run, candidate, asked), item_prior(run, asked)
+    config = run.config
+    past: list[str | None] = [None] * len(titles)
+    asked: str | None = None
+    if knows_items(config):
+        (asked,) = _item_ids(record, "candidate_item_id", None, where)
+        if titles and (config.item_rate_text or config.prior == "stack"):
+            past = _item_ids(record, "history_item_ids", len(titles), where)
+    if config.item_rate_text:
+        titles = [with_rate(run, title, item) for title, item in zip(titles, past, strict=True)]
+    return titles, with_rate(run, candidate, asked), past, asked
 
 
 def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
@@ -160,17 +164,22 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             ratings = _checked(record, "history_ratings", (int, float, type(None)), True, where)
         if len(ratings) != len(titles):
             raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
-        if run.prompts.shows != "nothing" and None in ratings:
+        if (run.prompts.shows != "nothing" or run.config.prior == "stack") and None in ratings:
+            why = f"prompts show each title with its {run.prompts.shows}"
+            why = why if run.prompts.shows != "nothing" else "prior looks at what was liked"
             raise DataError(
-                f"{where}: history_ratings: {ratings.count(None)} of {len(titles)} are missing, but this run's prompts "
-                f"show each title with its {run.prompts.shows}; give a rating for every title"
+                f"{where}: history_ratings: {ratings.count(None)} of {len(titles)} are missing, but this run's {why}; "
+                "give a rating for every title"
             )
-        titles, candidate, prior = _with_rates(run, record, [*map(one_line, titles)], one_line(candidate), where)
+        titles, candidate = [one_line(title) for title in titles], one_line(candidate)
+        titles, candidate, items, item = _with_items(run, record, titles, candidate, where)
         threshold = run.config.rating_threshold
         history = [
-            Event(title, rating, int(rating is not None and rating >= threshold))
-            for title, rating in zip(titles, ratings, strict=True)
+            Event(title, rating, int(rating is not None and rating >= threshold), past)
+            for title, rating, past in zip(titles, ratings, items, strict=True)
         ]
+        asked_of = Request(history, [Candidate(candidate, item_prior(run, item), item)])
+        (prior,) = request_prior(run, asked_of).tolist()
         if run.config.layout == "pointwise":
             history = history[-run.config.history_len :]
         prompt = run.prompts.build(history, candidate)
@@ -184,9 +193,9 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             prompt = run.prompts.record(texts.system, texts.instruction, record["input"])
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        if uses_rates(run.config):
+        if knows_items(run.config):
             raise DataError(
-                f"{where}: an Alpaca record names no items, but this run knows them by their like-rates; give records "
+                f"{where}: an Alpaca record names no items, but this run knows them by their ids; give records "
                 "with candidate_title and candidate_item_id (test_raw.jsonl)"
             )
         for key, own in (("system", texts.system), ("instruction", texts.instruction)):
@@ -218,6 +227,7 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
         texts = (
             generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size) if mode == "generate" else None
         )
+    log_odds = log_odds if which == UNTUNED else run.settings.calibrated(log_odds)
     score = probability(log_odds)
     labels: list[int | None] = [int(value >= run.settings.threshold) for value in score]
     if texts is not None:

@@ -27,7 +27,11 @@ class PageContent:
         verdict: what the numbers say, in a sentence or two.
         rows: model name → metric key → Estimate(value, low, high).
         figures: heading → figure.
+        frozen: as `rows`, each user's history frozen at the split.
+        shown: the models of both tables that are seen at once; the others can be unfolded. None shows all.
+        slices: kind → slice → what `measure_slices` found.
         disagreements: as from `report.compare.disagreements`.
+        rival: the model that the tuned one disagrees with there.
         how_made: what → how, in order: config, data hash, versions, command, rows, settings.
         notes: sentences under the verdict.
         level: of the intervals in `rows`.
@@ -37,7 +41,11 @@ class PageContent:
     verdict: str
     rows: Rows
     figures: Mapping[str, PageFigure] = field(default_factory=dict)
+    frozen: Rows = field(default_factory=dict)
+    shown: Sequence[str] | None = None
+    slices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     disagreements: Sequence[Mapping[str, Any]] = ()
+    rival: str = "untuned"
     how_made: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     level: float = 0.95
@@ -64,6 +72,7 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
 th, td { padding: .5rem .75rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td.text { text-align: left; }
 thead th { color: var(--soft); font-weight: 600; font-size: .85rem; white-space: nowrap; }
+tbody th.kind { color: var(--soft); font-weight: 400; padding-top: 1rem; }
 tbody th { font-weight: 600; min-width: 6rem; overflow-wrap: break-word; }
 .interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.25rem;
@@ -115,7 +124,39 @@ def _table(rows: Rows, level: float) -> str:
     )
 
 
-def _disagreements(rows: Sequence[Mapping[str, Any]]) -> str:
+def _tables(rows: Rows, shown: Sequence[str] | None, level: float) -> str:
+    """The table of the models shown, and one of the others to unfold."""
+    first = {name: row for name, row in rows.items() if shown is None or name in shown}
+    rest = {name: row for name, row in rows.items() if name not in first}
+    more = f"<details><summary>{len(rest)} more models</summary>{_table(rest, level)}</details>" if rest else ""
+    return _table(first or rest, level) + (more if first else "")
+
+
+def _slices(slices: Mapping[str, Mapping[str, Any]]) -> str:
+    """One table: a line a slice, every model's AUC in it, and the difference between the two that are compared."""
+    body, models = [], []
+    for kind, found in slices.items():
+        body.append(f'<tr><th scope="rowgroup" colspan="99" class="kind">{_text(kind)}</th></tr>')
+        for name, part in found.items():
+            models = list(part["models"])
+            values = (part["models"][model]["metrics"]["auc"] for model in models)
+            cells = "".join("<td>–</td>" if value is None else f"<td>{value:.3f}</td>" for value in values)
+            gap = (part["difference"] or {}).get("auc")
+            between = "–"
+            if gap is not None:
+                span = f'<span class="interval">{gap["low"]:+.3f} – {gap["high"]:+.3f}</span>'
+                between = f"{gap['difference']:+.3f}{span}"
+            body.append(f'<tr><th scope="row">{_text(name)}</th><td>{part["n"]:,}</td>{cells}<td>{between}</td></tr>')
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in models)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Slices"><table><caption>AUC, online, in parts of '
+        "the rows; the last column is the tuned model minus the best baseline, with its interval.</caption><thead><tr>"
+        f'<th scope="col">Slice</th><th scope="col">Rows</th>{head}<th scope="col">Difference</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _disagreements(rows: Sequence[Mapping[str, Any]], rival: str) -> str:
     body = []
     for row in rows:
         titles = list(row.get("history_titles") or [])
@@ -131,9 +172,9 @@ def _disagreements(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Disagreements"><table><caption>'
-        "Rows on which tuning changed the answer most. "
-        "Scores are P(yes); ✓ moved towards the truth, ✗ away from it.</caption><thead><tr>"
-        '<th scope="col">Item asked about</th><th scope="col">Truth</th><th scope="col">Untuned</th>'
+        f"Rows on which the tuned model's answer differs most from that of {_text(rival)}. "
+        "Scores are P(yes); ✓ nearer to the truth, ✗ further away.</caption><thead><tr>"
+        f'<th scope="col">Item asked about</th><th scope="col">Truth</th><th scope="col">{_text(rival)}</th>'
         f'<th scope="col">Tuned</th></tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
@@ -160,9 +201,19 @@ def render_page(content: PageContent) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(content.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(content.title)}</h1>\n<p class="verdict">{escape(content.verdict)}</p>\n{notes}\n'
-        + _section("Metrics", _table(content.rows, content.level))
+        + _section(
+            "Metrics, each event given everything before it", _tables(content.rows, content.shown, content.level)
+        )
+        + _section(
+            "Metrics, each user's history frozen at the split",
+            _tables(content.frozen, content.shown, content.level) if content.frozen else "",
+        )
         + _section("Figures", f'<div class="figures">{figures}</div>' if figures else "")
-        + _section("Disagreements", _disagreements(content.disagreements) if content.disagreements else "")
+        + _section("Slices", _slices(content.slices) if content.slices else "")
+        + _section(
+            "Disagreements",
+            _disagreements(content.disagreements, content.rival) if content.disagreements else "",
+        )
         + _section("How it was made", f"<dl>{how}</dl>" if how else "")
         + "</main>\n</body>\n</html>\n"
     )

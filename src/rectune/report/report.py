@@ -9,27 +9,47 @@ from typing import Any
 
 import polars as pl
 
+from rectune.baselines.questions import FROZEN, PROTOCOLS
 from rectune.files import atomic_path, write_json, write_text
 from rectune.measure.bootstrap import Difference
+from rectune.measure.calibration import ece
+from rectune.measure.classification import log_loss, probability
+from rectune.measure.slices import Cut, measure_slices
 from rectune.report import figures
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
 from rectune.report.page import PageContent, PageFigure, render_page
-from rectune.report.verdict import METRIC_NAMES, Estimate, verdict
+from rectune.report.verdict import FROZEN_UAUC, METRIC_NAMES, Estimate, verdict
 from rectune.score.score import TUNED, UNTUNED
 
 PROTOCOL = "online: each test event is scored given everything strictly earlier"
 
+SUMMARY = ("auc", FROZEN_UAUC, "accuracy", "f1")
+"""What the terminal shows."""
+_FROZEN_METRICS = ("auc", "uauc", "pr_auc", "loss")
 _PAGE_METRICS = ("auc", "uauc", "pr_auc", "accuracy", "f1", "loss", "brier", "ece")
 
 
 def estimates(report: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
-    """Rows for `summary_table` and the page, out of what `write_report` returns or `metrics.json` holds."""
+    """Rows for `summary_table` and the page, out of what `write_report` returns or `metrics.json` holds.
+
+    Args:
+        report: the whole, or its part `frozen`.
+    """
     rows: dict[str, dict[str, Estimate]] = {}
     for name, model in report["models"].items():
         rows[name] = {
             metric: Estimate(model["metrics"][metric], *model["intervals"].get(metric, (None, None)))
             for metric in METRIC_NAMES
+            if metric in model["metrics"]
         }
+    return rows
+
+
+def both_protocols(report: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """Rows of `estimates`, with UAUC of the frozen histories beside those of the online ones."""
+    rows = estimates(report)
+    for name, values in (estimates(report["frozen"]) if report["frozen"] else {}).items():
+        rows[name][FROZEN_UAUC] = values["uauc"]
     return rows
 
 
@@ -48,18 +68,23 @@ def best_baseline(report: Mapping[str, Any], metric: str = "auc") -> str | None:
     return max(measured, key=lambda name: measured[name]) if measured else None
 
 
+def _sentence(report: Mapping[str, Any], metric: str, level: float) -> str:
+    """The verdict on one metric of one protocol."""
+    baseline = best_baseline(report, metric)
+    against = (baseline, _difference(report, baseline, metric)) if baseline else None
+    return verdict(_difference(report, UNTUNED, metric), against, metric, level, UNTUNED in report["models"])
+
+
 def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]:
-    """The verdict on AUC, and the same question asked of UAUC."""
+    """The verdict on AUC online, and the same question asked of UAUC, with frozen histories where there are some."""
     if TUNED not in report["models"]:
         return "No tuned model was measured; these are the models it will have to beat.", []
-    has_untuned = UNTUNED in report["models"]
-    texts = []
-    for metric in ("auc", "uauc"):
-        baseline = best_baseline(report, metric)
-        against = (baseline, _difference(report, baseline, metric)) if baseline else None
-        texts.append(verdict(_difference(report, UNTUNED, metric), against, metric, level, has_untuned))
-    alone = not has_untuned and best_baseline(report) is None
-    return texts[0], [] if alone else [f"Within users (UAUC, blind to who likes much): {texts[1]}"]
+    if set(report["models"]) == {TUNED}:
+        return _sentence(report, "auc", level), []
+    within = report["frozen"] or report
+    what = "history frozen at the split" if report["frozen"] else "online"
+    notes = [f"Within users (UAUC, {what}, blind to who likes much): {_sentence(within, 'uauc', level)}"]
+    return _sentence(report, "auc", level), notes
 
 
 def _figures(
@@ -101,6 +126,88 @@ def _figures(
     }
 
 
+def measured(
+    predictions: Mapping[str, pl.DataFrame], threshold: float, draws: int, level: float, seed: int
+) -> dict[str, Any]:
+    """`models` and `paired_differences` of a report: every model's metrics, and tuned minus each other.
+
+    Args:
+        predictions: model name → frame with user_id, label and log_odds, all of the same rows in the same order.
+        threshold, draws, level, seed: as `write_report` takes them.
+    """
+    settings = (threshold, draws, level, seed)
+    tuned = predictions.get(TUNED)
+    return {
+        "models": {name: measure(table, *settings) for name, table in predictions.items()},
+        "paired_differences": {
+            f"{TUNED} - {name}": measure_difference(tuned, table, *settings)
+            for name, table in predictions.items()
+            if tuned is not None and name != TUNED
+        },
+    }
+
+
+def _calibration(tuned: pl.DataFrame, fitted: tuple[float, float]) -> dict[str, Any]:
+    """Log loss and ECE of the tuned model's scores, with and without what was fitted on validation."""
+    temperature, offset = fitted
+    labels, odds = tuned["label"].to_numpy(), tuned["log_odds"].to_numpy()
+    raw = (odds - offset) * temperature
+    return {
+        "temperature": temperature,
+        "offset": offset,
+        **{
+            name: {"loss": log_loss(labels, each), "ece": ece(labels, probability(each))}
+            for name, each in (("before", raw), ("after", odds))
+        },
+    }
+
+
+def _slices(
+    predictions: Mapping[str, pl.DataFrame], cuts: Mapping[str, Cut], level: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the models shown in every slice."""
+    frame = next(iter(predictions.values()))
+    labels, users = frame["label"].to_numpy(), frame["user_id"].to_numpy()
+    odds = {name: table["log_odds"].to_numpy() for name, table in predictions.items()}
+    rivals = [name for name in odds if name not in (TUNED, UNTUNED)] or [name for name in odds if name != TUNED]
+    compare = (TUNED, rivals[0]) if TUNED in odds and rivals else None
+    return {
+        name: measure_slices(cut.rows, labels, odds, users, compare, cut.order, level=level, seed=seed)
+        for name, cut in cuts.items()
+    }
+
+
+def _few(report: Mapping[str, Any]) -> list[str]:
+    """The models that a reader needs at once: ours, and the best baselines under both protocols."""
+    found = [name for name in (TUNED, UNTUNED) if name in report["models"]]
+    for part, metric in ((report, "auc"), (report["frozen"] or report, "uauc")):
+        values = {
+            name: model["metrics"][metric]
+            for name, model in part["models"].items()
+            if name not in found and model["metrics"][metric] is not None
+        }
+        found += sorted(values, key=lambda name: -values[name])[:2]
+    return found
+
+
+def _frozen_rows(report: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """Rows of the page's table of frozen histories."""
+    if not report["frozen"]:
+        return {}
+    return {
+        name: {metric: row[metric] for metric in _FROZEN_METRICS} for name, row in estimates(report["frozen"]).items()
+    }
+
+
+def _told(baselines: Mapping[str, Any]) -> dict[str, str]:
+    """What each baseline may see and how it was set, for the page."""
+    found = {}
+    for name, notes in baselines.items():
+        setting = ", ".join(f"{key} {value}" for key, value in notes["setting"].items())
+        found[name] = f"sees {notes['sees']}" + (f"; {setting}, of {len(notes['tried'])} tried" if setting else "")
+    return found
+
+
 def metrics_name(out_name: str) -> str:
     """The file of figures beside a page, so that one split's report never overwrites another's.
 
@@ -124,6 +231,10 @@ def write_report(
     protocol: str = PROTOCOL,
     level: float = 0.95,
     seed: int = 0,
+    frozen: dict[str, pl.DataFrame] | None = None,
+    baselines: Mapping[str, Any] | None = None,
+    cuts: Mapping[str, Cut] | None = None,
+    calibration: tuple[float, float] = (1.0, 0.0),
 ) -> dict[str, Any]:
     """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
@@ -141,18 +252,25 @@ def write_report(
         protocol: what a row's score may have seen, said beside the numbers.
         level: of the intervals.
         seed: of the draws.
+        frozen: the same rows by the same models, each user's history frozen at the split.
+        baselines: what each baseline sees and how it was tuned, as `Fitted.notes` has it.
+        cuts: name → slices of the rows to measure in.
+        calibration: temperature and offset that are in the tuned model's log-odds.
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),
         models (name → metrics, intervals, confusion, and generated where answers were), paired_differences
-        ("tuned - name" → metric → difference, low, high, p_value), counts (improvements and so on; None without both
-        models) and how_made.
+        ("tuned - name" → metric → difference, low, high, p_value), frozen (models and paired_differences of the frozen
+        histories), calibration, slices, baselines, counts (improvements and so on; None without both models) and
+        how_made.
 
     Raises:
         DataError: a frame without rows or columns, or frames whose rows differ.
         ResourceError: the disk is full or the folder cannot be written.
     """
     check_same_rows(predictions)
+    if frozen:
+        check_same_rows({**predictions, **{f"{name}, frozen": table for name, table in frozen.items()}})
     settings = (threshold, bootstrap_draws, level, seed)
     frame = next(iter(predictions.values()))
     tuned, untuned = predictions.get(TUNED), predictions.get(UNTUNED)
@@ -169,21 +287,26 @@ def write_report(
             "level": level,
             "seed": seed,
         },
-        "models": {name: measure(table, *settings) for name, table in predictions.items()},
-        "paired_differences": {},
+        **measured(predictions, *settings),
+        "frozen": None,
+        "calibration": None,
+        "slices": {},
+        "baselines": dict(baselines or {}),
         "counts": None,
         "how_made": dict(how_made),
     }
-    if tuned is not None:
-        report["paired_differences"] = {
-            f"{TUNED} - {name}": measure_difference(tuned, table, *settings)
-            for name, table in predictions.items()
-            if name != TUNED
-        }
+    if frozen:
+        report["frozen"] = {"protocol": PROTOCOLS[FROZEN], **measured(frozen, *settings)}
+    rival = best_baseline(report) or (UNTUNED if untuned is not None else None)
     changed: list[dict[str, Any]] = []
-    if tuned is not None and untuned is not None:
-        report["counts"] = split_by_outcome(untuned, tuned, threshold).counts()
-        changed = disagreements(untuned, tuned, threshold=threshold)
+    if tuned is not None:
+        report["calibration"] = _calibration(tuned, calibration)
+        if untuned is not None:
+            report["counts"] = split_by_outcome(untuned, tuned, threshold).counts()
+        if rival is not None:
+            changed = disagreements(predictions[rival], tuned, threshold=threshold)
+    shown = {name: table for name, table in predictions.items() if name in (TUNED, UNTUNED, rival)}
+    report["slices"] = _slices(shown or predictions, cuts or {}, level, seed)
     report["verdict"], report["notes"] = _sentences(report, level)
     rows = {name: {metric: row[metric] for metric in _PAGE_METRICS} for name, row in estimates(report).items()}
     counted = report["models"][next(iter(predictions))]["metrics"]["uauc_users"]
@@ -192,14 +315,19 @@ def write_report(
             title=title,
             verdict=report["verdict"],
             rows=rows,
-            figures=_figures(predictions, log_history, threshold),
+            frozen=_frozen_rows(report),
+            shown=_few(report),
+            slices=report["slices"],
+            figures=_figures(shown or predictions, log_history, threshold),
             disagreements=changed,
+            rival=rival or UNTUNED,
             how_made={
                 "protocol": protocol,
                 "rows": f"{len(frame):,} of {report['users']:,} users ({counted:,} counted in UAUC)",
                 "intervals": f"percentile bootstrap over users, {bootstrap_draws:,} draws, seed {seed}",
                 "threshold": f"{threshold:g}",
                 **how_made,
+                **_told(report["baselines"]),
             },
             notes=report["notes"],
             level=level,

@@ -35,8 +35,9 @@ from rectune.measure.ranking import (
 )
 from rectune.prompt.dataset import Dataset
 from rectune.report.report import metrics_name
-from rectune.report.topk_cases import POOL, Case, Lookup, make_cases, score_cases
+from rectune.report.topk_cases import POOL, Case, make_cases
 from rectune.report.verdict import Estimate, comparison_sentence, summary_table
+from rectune.score.frozen import Lookup, score_frozen
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data
 
@@ -276,7 +277,7 @@ def evaluate_topk(
         f"split, {left_out['not_drawn']:,} beyond --max-users"
     )
     models = (TUNED, UNTUNED) if untuned else (TUNED,)
-    scored = score_cases(run, data, split, cases, models, say, console)
+    scored = score_frozen(run, data, split, cases, models, "topk", say, console)
     rates = item_like_rate(seen.with_columns(pl.col(LABEL).cast(pl.Int64)), data.catalog)
     rate = dict(zip(data.catalog[ITEM_ID].to_list(), rates.tolist(), strict=True))
     found = measure_topk(

@@ -1,32 +1,20 @@
-"""The users of a top-K evaluation, and the models' scores of every item that they are asked about."""
+"""The users of a top-K evaluation, and which items they are asked about."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rectune.baselines.retrieve import Retrieved, Retriever
-from rectune.data.candidate_sets import NEGATIVE, RELEVANT, events_until, history_at
-from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
+from rectune.data.candidate_sets import NEGATIVE, RELEVANT, events_until
+from rectune.data.columns import ITEM_ID, USER_ID
 from rectune.errors import DataError
-from rectune.files import atomic_path
-from rectune.model.lora import check_effect
-from rectune.prompt.dataset import Dataset
-from rectune.score.candidates import CandidateScorer, Request
-from rectune.score.items import Items
-from rectune.score.open_run import OpenRun
-from rectune.score.score import TUNED, UNTUNED
+from rectune.score.score import TUNED
 
 POOL = 100
 """Items of the retriever that the model ranks again."""
@@ -34,7 +22,6 @@ CHUNK = 16
 """Users that are scored together and kept together."""
 
 Floats = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -109,112 +96,3 @@ def make_cases(
         pool = retriever.top(user, POOL, met)
         cases.append(Case(user, group[ITEM_ID].to_list(), relevant, negative, met, wanted[user], pool))
     return cases, left_out
-
-
-def _chunk_scores(
-    scorer: CandidateScorer,
-    cases: Sequence[Case],
-    which: str,
-    ask: Callable[[Case, str], Request],
-    advance: Callable[[int], None],
-) -> pl.DataFrame:
-    found = scorer.score([ask(case, which) for case in cases], advance)
-    parts = [
-        pl.DataFrame(
-            {USER_ID: [case.user] * len(odds), ITEM_ID: case.asked(which), "log_odds": odds},
-            schema={USER_ID: pl.String, ITEM_ID: pl.String, "log_odds": pl.Float64},
-        )
-        for case, odds in zip(cases, found, strict=True)
-    ]
-    return pl.concat(parts)
-
-
-def _stored(file: Path) -> pl.DataFrame | None:
-    """A chunk kept by an earlier call, or None when there is none or it is damaged."""
-    try:
-        return pl.read_parquet(file) if file.is_file() else None
-    except (OSError, pl.exceptions.PolarsError):
-        return None
-
-
-def score_cases(
-    run: OpenRun, data: Dataset, split: str, cases: Sequence[Case], models: Sequence[str], say: Say, console: Console
-) -> dict[str, pl.DataFrame]:
-    """Log-odds of every item that the models are asked about, one request a user.
-
-    Finished chunks of users are kept under the run folder until all are done, so that a killed call goes on.
-
-    Returns:
-        For each model user_id, item_id, log_odds, in the order of the cases.
-
-    Raises:
-        ModelError: the adapter changes no answer.
-    """
-    scorers = {which: CandidateScorer(run, say, tuned=which == TUNED) for which in models}
-    items = Items(run, data.catalog)
-    candidate = cache(items.candidate)
-    users = {case.user for case in cases}
-    past = history_at(data.events.filter(pl.col(USER_ID).is_in(users)), split)
-    rows = dict(past.group_by(USER_ID, maintain_order=True).agg(pl.struct(ITEM_ID, RATING, LABEL)).iter_rows())
-
-    def ask(case: Case, which: str) -> Request:
-        history = [items.event(row[ITEM_ID], row[RATING], int(row[LABEL])) for row in rows.get(case.user, ())]
-        return Request(history, [candidate(item) for item in case.asked(which)])
-
-    # In half precision it shows in the scores how many tokens go into a pass.
-    passes = str(next(iter(scorers.values())).budget.tokens)
-    asked = (part for case in cases for part in (case.user, *case.asked(TUNED)))
-    key = run.scoring_key(data.content_hash, "topk", split, str(CHUNK), passes, *asked)
-    store = run.folder / "scoring" / key
-    columns = (
-        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
-    total = sum(len(case.asked(which)) for case in cases for which in models)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=total, note="")
-        for first in range(0, len(cases), CHUNK):
-            chosen = cases[first : first + CHUNK]
-            for which in models:
-                file = store / f"{which}-{first:09d}.parquet"
-                bar.update(task, note=which)
-                frame = _stored(file)
-                if frame is not None:
-                    bar.advance(task, len(frame))
-                else:
-                    frame = _chunk_scores(scorers[which], chosen, which, ask, lambda n: bar.advance(task, n))
-                    with atomic_path(file) as temporary:
-                        frame.write_parquet(temporary)
-                    if not console.is_terminal:
-                        say(f"scored {which}: {first + len(chosen):,} of {len(cases):,} users")
-                parts[which].append(frame)
-    scored = {which: pl.concat(frames) for which, frames in parts.items()}
-    if TUNED in scored and UNTUNED in scored:
-        _check_adapter(run, scored)
-    shutil.rmtree(store, ignore_errors=True)
-    with suppress(OSError):  # another call's chunks may lie beside them
-        store.parent.rmdir()
-    return scored
-
-
-def _check_adapter(run: OpenRun, scored: Mapping[str, pl.DataFrame]) -> None:
-    import torch
-
-    both = scored[UNTUNED].join(scored[TUNED], on=[USER_ID, ITEM_ID], suffix="_tuned", maintain_order="left")
-    tuned, untuned = (torch.from_numpy(both[name].to_numpy().copy()) for name in ("log_odds_tuned", "log_odds"))
-    check_effect(run.model, tuned, untuned)
-
-
-class Lookup:
-    """A model's log-odds by user and item."""
-
-    def __init__(self, frame: pl.DataFrame) -> None:
-        self._of = {
-            str(user): dict(zip(group[ITEM_ID].to_list(), group["log_odds"].to_list(), strict=True))
-            for (user,), group in frame.group_by(USER_ID)
-        }
-
-    def __call__(self, user: str, items: Sequence[str]) -> Floats:
-        """Log-odds of these items, float64 [items]."""
-        return np.array([self._of[user][item] for item in items], dtype=np.float64)

@@ -10,9 +10,11 @@ from rectune.measure.bootstrap import Difference
 if TYPE_CHECKING:
     from rich.table import Table
 
+FROZEN_UAUC = "frozen_uauc"
 METRIC_NAMES = {
     "auc": "AUC",
     "uauc": "UAUC",
+    FROZEN_UAUC: "UAUC, frozen",
     "pr_auc": "PR-AUC",
     "accuracy": "Accuracy",
     "precision": "Precision",

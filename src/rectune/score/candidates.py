@@ -36,10 +36,12 @@ _ASKING = threading.RLock()
 
 @dataclass(frozen=True)
 class Candidate:
-    """An item asked about: its text as the prompt says it, and what is added to the model's log-odds."""
+    """An item asked about: its text as the prompt says it, what is added to the model's log-odds whatever the history
+    is, and its id where a prior that looks at the history asks for it."""
 
     text: str
     prior: float = 0.0
+    item_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class Request:
     history: Sequence[Event]
     candidates: Sequence[Candidate]
     user: str | None = None
+
+
+def request_prior(run: OpenRun, request: Request) -> Floats:
+    """What a run adds to the model's log-odds of each candidate, float64 [candidates].
+
+    Raises:
+        ModelError: the run starts from the stacked baseline, and none was saved with it.
+    """
+    prior = np.array([each.prior for each in request.candidates], dtype=np.float64)
+    if run.config.prior != "stack":
+        return prior
+    history = [(event.item_id, event.label) for event in request.history]
+    return prior + run.settings.stacked_baseline.prior(history, [each.item_id for each in request.candidates])
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class CandidateScorer:
         self._shared: bool | None = None
 
     def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Floats]:
-        """Log-odds of every candidate of every request, prior added.
+        """Log-odds of every candidate of every request: prior added, and those of the tuned model calibrated.
 
         Args:
             requests: any number of users, with any numbers of candidates.
@@ -108,7 +123,7 @@ class CandidateScorer:
             ModelError: a score is not a number.
             ResourceError: the least that can be asked does not fit the device's memory.
         """
-        found = [np.array([each.prior for each in request.candidates], dtype=np.float64) for request in requests]
+        found = [request_prior(self.run, request) for request in requests]
         with self._asking():
             if self._shared is None:
                 self._shared = self._agrees(requests)
@@ -116,6 +131,8 @@ class CandidateScorer:
                 found[piece.request][piece.which] += odds
                 if progress is not None and piece.which:
                     progress(len(piece.which))
+        if self.tuned:
+            found = [self.run.settings.calibrated(odds) for odds in found]
         bad = sum(int((~np.isfinite(odds)).sum()) for odds in found)
         if bad:
             raise ModelError(

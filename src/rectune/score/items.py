@@ -26,7 +26,8 @@ def like_rate(run: OpenRun, item: str | None) -> tuple[float, int]:
 
 
 def item_prior(run: OpenRun, item: str | None) -> float:
-    """What is added to the model's log-odds of an item: those of its like-rate, or 0 in a run without such a prior."""
+    """What is added to the model's log-odds of an item whatever the history: those of its like-rate, or 0 in a run
+    without such a prior."""
     if not uses_rates(run.config) or run.config.prior != "item_rate":
         return 0.0
     rate, count = like_rate(run, item)
@@ -87,8 +88,8 @@ class Items:
 
     def candidate(self, item: str | None, title: str | None = None) -> Candidate:
         """An item as a candidate; see `text`."""
-        return Candidate(self.text(item, title), item_prior(self._run, item))
+        return Candidate(self.text(item, title), item_prior(self._run, item), item)
 
     def event(self, item: str | None, rating: float | None, label: int, title: str | None = None) -> Event:
         """An item as an event of a history; see `text`."""
-        return Event(self.text(item, title), rating, label)
+        return Event(self.text(item, title), rating, label, item)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import uses_rates
+from rectune.baselines.item_rates import knows_items
+from rectune.baselines.prior import prior_of
 from rectune.baselines.retrieve import DEFAULT, Retriever, fit
 from rectune.config import Config, load_config, parse_override
 from rectune.data.candidate_sets import history_at
@@ -75,8 +76,9 @@ def open_untuned(config: Config, say: Say) -> tuple[OpenRun, Dataset]:
     loaded = load_model(config, say)
     prompts = prompts_for(config, Pieces(loaded.tokenizer))
     dtype = str(loaded.dtype).removeprefix("torch.")
+    stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     settings = settings_of(
-        config, prompts.verbalizer, loaded.source, loaded.revision, dtype, data.content_hash, data.events
+        config, prompts.verbalizer, loaded.source, loaded.revision, dtype, data.content_hash, data.events, stack
     )
     say(f"model: {config.model_name_or_path}, untuned; give a run folder for a tuned one")
     return OpenRun(config.output_dir, settings.config(config), settings, loaded.model, loaded, prompts), data
@@ -86,7 +88,7 @@ def data_of(run: OpenRun, say: Say) -> Dataset | None:
     """The prepared dataset of a run as it lies there, or None where it is missing.
 
     Raises:
-        DataError: it is damaged, or missing while the run knows items by their like-rates.
+        DataError: it is damaged, or missing while the run knows items by their ids.
     """
     folder = run.config.dataset_folder()
     if (folder / META).is_file():
@@ -95,10 +97,8 @@ def data_of(run: OpenRun, say: Say) -> Dataset | None:
             say("data: this dataset is not the one that the adapter was trained on")
         return data
     advice = f"prepare it with `rectune prepare {run.folder}`, or name its folder with dataset_dir=FOLDER"
-    if uses_rates(run.config):
-        raise DataError(
-            f"{folder}: the run's dataset is not there, and this run knows items by their like-rates; {advice}"
-        )
+    if knows_items(run.config):
+        raise DataError(f"{folder}: the run's dataset is not there, and this run knows items by their ids; {advice}")
     say(f"data: {folder} is not there, so titles are taken as they are and there is nothing to recommend; {advice}")
     return None
 

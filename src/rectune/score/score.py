@@ -90,7 +90,8 @@ def score_rows(
         console: shows progress.
 
     Returns:
-        For each model a frame as `prediction_frame` makes it, in the order of `rows`.
+        For each model a frame as `prediction_frame` makes it, in the order of `rows`; the tuned one's log-odds are
+        calibrated.
 
     Raises:
         ConfigError: an unknown mode.
@@ -129,7 +130,9 @@ def score_rows(
         _check_adapter(run, scored)
     result = {}
     for which, frame in scored.items():
-        table = prediction_frame(data, rows, frame["log_odds"].to_numpy(), trees.shown_from)
+        odds = frame["log_odds"].to_numpy()
+        odds = run.settings.calibrated(odds) if which == TUNED else odds
+        table = prediction_frame(data, rows, odds, trees.shown_from)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from rectune.baselines.prior import prior_of
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.errors import ConfigError, ModelError, RectuneError, ResourceError
@@ -27,7 +28,7 @@ from rectune.prompt.layouts import prompts_for
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
-from rectune.score.settings import FILE_NAME, RATES, settings_of
+from rectune.score.settings import FILE_NAME, RATES, STACK, AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
 from rectune.train.start import (
@@ -45,7 +46,7 @@ from rectune.train.start import (
 )
 
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", RATES, FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
+_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", RATES, STACK, FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
 
 Say = Callable[[str], None]
 
@@ -164,6 +165,15 @@ def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
     return prediction_frame(data, trees.rows, log_odds)
 
 
+def _calibrated(settings: AdapterSettings, held_out: Trees, validation: Any) -> AdapterSettings:
+    """The settings with temperature, offset and threshold fitted on the validation scores, where there are enough."""
+    from rectune.score.calibrate import calibrate
+
+    if validation is None or validation.log_odds is None:
+        return settings
+    return calibrate(settings, held_out.labels, validation.log_odds)
+
+
 def _publish(source: Path, run: Path) -> None:
     """Copy the best adapter to the root of the run folder, its seal last, each file whole."""
     from rectune.files import atomic_path
@@ -238,9 +248,10 @@ def train(
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
         f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
+    stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     settings = settings_of(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
-        data.content_hash, data.events,
+        data.content_hash, data.events, stack,
     )  # fmt: skip
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
@@ -251,7 +262,7 @@ def train(
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
             seal_adapter(folder)
-            settings.save(folder)
+            _calibrated(settings, held_out, validation).save(folder)
             shown = None if math.isnan(value) else value
             write_json(folder / "step.json", {"step": step, config.metric_for_best_model: shown})
             if validation is not None and validation.log_odds is not None:

@@ -1,0 +1,82 @@
+"""What a split lets the training see of the future, and how much of its test is cold."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import polars as pl
+
+from rectune.data import columns as c
+from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE
+
+SPLIT_BY = {
+    TIMELINE: "each user's own timeline",
+    GLOBAL_TIME: "one moment for all users",
+    LEAVE_ONE_OUT: "each user's last event",
+}
+"""How a split is made, in words, as in "split by ..."."""
+
+
+class Cold(NamedTuple):
+    """Test events about what training knows nothing of: users, or items, without any warm-up or train event.
+
+    Attributes:
+        test: all test events.
+        users: those of cold users.
+        items: those about cold items.
+    """
+
+    test: int
+    users: int
+    items: int
+
+
+def leak_share(events: pl.DataFrame) -> float | None:
+    """Share of test events for which train holds a later event; None without test or train events."""
+    test = events.filter(pl.col(c.SPLIT) == c.TEST)
+    last_train = events.filter(pl.col(c.SPLIT) == c.TRAIN)[c.TIMESTAMP].max()
+    if test.is_empty() or last_train is None:
+        return None
+    # A user's own train events are never later than the user's test events, so these are of other users.
+    return float(test.select((pl.col(c.TIMESTAMP) < last_train).sum()).item()) / test.height
+
+
+def cold(events: pl.DataFrame) -> Cold:
+    """How many test events are of cold users and about cold items.
+
+    Args:
+        events: user_id, item_id, split of all events.
+    """
+    test = events.filter(pl.col(c.SPLIT) == c.TEST)
+    known = events.filter(pl.col(c.SPLIT).is_in([c.WARMUP, c.TRAIN]))
+    users, items = (test.join(known, on=key, how="anti").height for key in (c.USER_ID, c.ITEM_ID))
+    return Cold(test.height, users, items)
+
+
+def leak_note(events: pl.DataFrame, split: str = TIMELINE) -> str:
+    """One sentence: what this split lets the training see of the future, and how cold its test is.
+
+    Args:
+        events: all events.
+        split: how they were split, a key of SPLIT_BY.
+    """
+    share, found = leak_share(events), cold(events)
+    if share is None:
+        seen = "there are no train events, so nothing of the future is seen"
+    elif split == GLOBAL_TIME:
+        seen = "no warm-up or train event is as late as any validation or test event, so nothing of the future is seen"
+    else:
+        seen = (
+            "no event sees its own user's future, but other users' later events are in train: "
+            f"{share:.1%} of the test events have train events after them in time"
+        )
+    return f"Split by {SPLIT_BY[split]}: {seen}; {_cold_words(found)}."
+
+
+def _cold_words(found: Cold) -> str:
+    if not found.test:
+        return "there are no test events"
+    return (
+        f"of {found.test:,} test events {found.users:,} ({found.users / found.test:.1%}) are of users and "
+        f"{found.items:,} ({found.items / found.test:.1%}) about items without any warm-up or train event"
+    )

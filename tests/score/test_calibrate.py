@@ -1,0 +1,73 @@
+"""What is fitted on validation makes scores probabilities, and never turns a ranking around."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rectune.errors import ModelError
+from rectune.measure.calibration import ece
+from rectune.measure.classification import accuracy, confusion, log_loss, predict, probability
+from rectune.score.calibrate import LEAST, RARER, calibrate
+from rectune.score.settings import AdapterSettings, load_settings
+
+PLAIN = AdapterSettings("x", None, {"prior": "none"}, {}, "hash")
+
+
+def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and log-odds twice too large and one too high."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(0, 1.5, n)
+    labels = (random.uniform(size=n) < probability(truth)).astype(np.int64)
+    return labels, 2.0 * truth + 1.0
+
+
+def test_a_scale_and_a_shift_that_were_put_in_are_found_again() -> None:
+    labels, odds = drawn(20_000)
+    found = calibrate(PLAIN, labels, odds)
+    assert found.temperature == pytest.approx(2.0, rel=0.05) and found.offset == pytest.approx(-0.5, abs=0.05)
+    better = found.calibrated(odds)
+    assert log_loss(labels, better) < log_loss(labels, odds) - 0.05
+    assert ece(labels, probability(better)) < 0.02 < ece(labels, probability(odds))
+    assert (np.argsort(better) == np.argsort(odds)).all()
+
+
+def test_the_threshold_is_the_most_accurate_one_on_the_calibrated_scores() -> None:
+    labels, odds = drawn(500)
+    found = calibrate(PLAIN, labels, odds)
+    better = found.calibrated(odds)
+    best = accuracy(confusion(labels, predict(better, found.threshold)))
+    for threshold in np.linspace(0.01, 0.99, 99):
+        assert accuracy(confusion(labels, predict(better, float(threshold)))) <= best
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.tile([0, 1], LEAST // 2)[: LEAST - 1], np.r_[np.ones(RARER - 1), np.zeros(LEAST)], np.zeros(LEAST)],
+)
+def test_too_few_events_leave_the_scores_as_they_are(labels: np.ndarray) -> None:
+    found = calibrate(replace(PLAIN, temperature=3.0, offset=1.0, threshold=0.2), labels.astype(int), labels * 1.0)
+    assert (found.temperature, found.offset, found.threshold) == (1.0, 0.0, 0.5)
+
+
+def test_scores_that_order_events_the_wrong_way_round_are_left_alone() -> None:
+    labels, odds = drawn(1000)
+    found = calibrate(PLAIN, labels, -odds)
+    assert (found.temperature, found.offset, found.threshold) == (1.0, 0.0, 0.5)
+
+
+def test_the_three_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    labels, odds = drawn(1000)
+    found = calibrate(PLAIN, labels, odds)
+    found.save(tmp_path)
+    assert load_settings(tmp_path) == found
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.0}, {"temperature": "2"}, {"offset": None}, {"offset": True}])
+def test_a_calibration_that_cannot_be_applied_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    replace(PLAIN, **change).save(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=f"{next(iter(change))} is .*, and this version cannot apply it"):
+        load_settings(tmp_path)
