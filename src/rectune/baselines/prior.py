@@ -22,13 +22,8 @@ from rectune.measure.classification import log_loss
 
 SEED = 0
 """Fixed, not taken from a run's configuration, so that runs with other seeds start from the same place."""
-SETTINGS: Sequence[Settings] = (
-    Settings(),
-    Settings(leaves=7),
-    Settings(penalty=12.0),
-    Settings(penalty=12.0, leaves=7),
-)
-"""What is tried on validation, online."""
+SETTINGS: Sequence[Settings] = (Settings(), Settings(leaves=7))
+"""What is tried on validation, online. A penalty of 12 was better than 8 on ML-100K and on ml-latest-small."""
 _FORMAT = "1"
 
 Say = Callable[[str], None]

@@ -50,7 +50,7 @@ class Settings:
     """What is tuned on validation."""
 
     rank: int = 32
-    penalty: float = 8.0
+    penalty: float = 12.0
     shrink: float = 100.0
     leaves: int = 15
 
