@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rectune.data.candidate_sets import history_at
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
@@ -21,6 +19,7 @@ from rectune.files import atomic_path
 from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset
 from rectune.score.candidates import CandidateScorer, Request
+from rectune.score.chunks import scoring_bar, stored_chunk
 from rectune.score.items import Items
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
@@ -59,14 +58,6 @@ def _chunk_scores(
         for case, odds in zip(cases, found, strict=True)
     ]
     return pl.concat(parts)
-
-
-def _stored(file: Path) -> pl.DataFrame | None:
-    """A chunk kept by an earlier call, or None when there is none or it is damaged."""
-    try:
-        return pl.read_parquet(file) if file.is_file() else None
-    except (OSError, pl.exceptions.PolarsError):
-        return None
 
 
 def score_frozen(
@@ -115,20 +106,16 @@ def score_frozen(
     asked = (part for case in cases for part in (case.user, *case.asked(TUNED)))
     key = run.scoring_key(data.content_hash, purpose, split, str(CHUNK), passes, *asked)
     store = run.folder / "scoring" / key
-    columns = (
-        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
     total = sum(len(case.asked(which)) for case in cases for which in models)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with scoring_bar(console) as bar:
         task = bar.add_task("scoring", total=total, note="")
         for first in range(0, len(cases), CHUNK):
             chosen = cases[first : first + CHUNK]
             for which in models:
                 file = store / f"{which}-{first:09d}.parquet"
                 bar.update(task, note=which)
-                frame = _stored(file)
+                frame = stored_chunk(file)
                 if frame is not None:
                     bar.advance(task, len(frame))
                 else:

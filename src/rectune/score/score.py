@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rectune.data.columns import TEST, VALIDATION
 from rectune.errors import ConfigError
@@ -20,6 +19,7 @@ from rectune.model.lora import check_effect
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.tree import Trees
+from rectune.score.chunks import scoring_bar, stored_chunk
 from rectune.score.generate import extract_label, generate_answers
 from rectune.score.open_run import OpenRun
 from rectune.score.predictions import prediction_frame
@@ -59,14 +59,6 @@ def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Cal
     return frame
 
 
-def _stored(file: Path) -> pl.DataFrame | None:
-    """A chunk kept by an earlier call, or None when there is none or it is damaged."""
-    try:
-        return pl.read_parquet(file) if file.is_file() else None
-    except (OSError, pl.exceptions.PolarsError):
-        return None
-
-
 def score_rows(
     run: OpenRun,
     data: Dataset,
@@ -103,19 +95,15 @@ def score_rows(
         raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
     store = run.folder / "scoring" / run.scoring_key(data.content_hash, rows.tobytes().hex(), mode)
-    columns = (
-        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with scoring_bar(console) as bar:
         task = bar.add_task("scoring", total=len(trees) * len(models), note="")
         for first in range(0, len(trees), CHUNK):
             chosen = np.arange(first, min(first + CHUNK, len(trees)))
             for which in models:
                 file = store / f"{which}-{first:09d}.parquet"
                 bar.update(task, note=which)
-                frame = _stored(file)
+                frame = stored_chunk(file)
                 if frame is not None:
                     bar.advance(task, len(chosen))
                 else:
