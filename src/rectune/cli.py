@@ -247,6 +247,20 @@ def evaluate(
     say(f"report: {found.page}")
 
 
+@app.command(
+    epilog="Example: rectune calibrate output/demo max_eval_samples=null   ·   "
+    "rectune calibrate output/demo blend=[stack,network]"
+)
+def calibrate(run: RunPath, overrides: Overrides = None) -> None:
+    """Fit a run's probabilities and threshold on validation again, and the weights of baselines that join it (blend).
+
+    The adapter stays as it is; what is fitted is saved beside it and works in score, rank, recommend and evaluate.
+    """
+    from rectune.score.recalibrate import recalibrate
+
+    recalibrate(run, overrides or [], say, console())
+
+
 @app.command(epilog="Example: rectune baselines demo_cpu   ·   rectune baselines demo_cpu --split validation")
 def baselines(config: ConfigPath, overrides: Overrides = None, split: SplitOption = Split.TEST) -> None:
     """Fit the simple models on a dataset and measure them: what a tuned model has to beat."""

@@ -188,9 +188,11 @@ class Config(BaseModel):
     gen_eval_samples: int = Field(0, ge=0)
     """Validation prompts that are also answered by greedy generation, at each evaluation and at the end of training."""
     baselines: Literal["all", "quick"] = "all"
-    """Simple models in a report: all, each in several settings, tuned on validation; or quick, one setting of each."""
+    """Simple models in a report: all, each tuned on validation; or quick, one setting of each and no network."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Where curves go; CSV and JSONL are always written."""
+    blend: list[Literal["stack", "network"]] = []
+    """Baselines that join the tuned model's answer, each with a weight fitted on validation; saved with the adapter."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of everything drawn at random."""
 
@@ -225,6 +227,12 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("quantization_bit: got 8 beside use_qlora: true (4 bits); choose one of the two")
     if config.prior != "none" and config.gen_eval_samples:
         problems.append("gen_eval_samples: a generated answer cannot have a prior added; use 0, or prior=none")
+    if len(set(config.blend)) < len(config.blend):
+        problems.append(f"blend: got {config.blend!r}, which names one twice; name each once")
+    if "stack" in config.blend and config.prior == "stack":
+        problems.append("blend: got 'stack' beside prior: stack, which has its log-odds in it already; leave one out")
+    if config.blend and config.eval_strategy == "no":
+        problems.append("blend: its weights are fitted on validation, but eval_strategy is no; use steps or epoch")
     if config.layout == "stream":
         if config.prompt_format not in ("chat", "completion"):
             problems.append(

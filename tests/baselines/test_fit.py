@@ -15,10 +15,12 @@ import pytest
 from rich.console import Console
 from synthetic import catalog_of, events_of, tastes
 
-from rectune.baselines import prior
+from rectune.baselines import kept_network, prior, sequential
+from rectune.baselines.blended import NETWORK, STACK
 from rectune.baselines.fit import NOTES, SCHEMA, TABLE, Fitted, fit_baselines
-from rectune.baselines.models import BASELINES, ROLLING, STACK, Baseline
+from rectune.baselines.models import BASELINES, ROLLING, Baseline
 from rectune.baselines.questions import FROZEN, ONLINE, Log, ask, split_rows
+from rectune.baselines.sequential import NetworkSettings
 from rectune.baselines.stack import Settings
 from rectune.errors import DataError
 from rectune.measure.classification import auc, log_loss
@@ -40,8 +42,11 @@ def events() -> pl.DataFrame:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One small stack."""
+    """One small stack and one small network."""
     monkeypatch.setattr(prior, "SETTINGS", (Settings(rank=2, leaves=2),))
+    monkeypatch.setattr(kept_network, "SETTINGS", (NetworkSettings(width=4, window=5),))
+    monkeypatch.setattr(sequential, "_MOST_ROUNDS", 1)
+    monkeypatch.setattr(sequential, "_ROUND_STEPS", 1)
 
 
 @pytest.fixture
@@ -71,10 +76,10 @@ def test_every_baseline_answers_every_question_of_both_splits_and_protocols(
     fit: Call, events: pl.DataFrame, tmp_path: Path, said: list[str]
 ) -> None:
     fitted = fit()
-    names = ["item like-rate", "moving average", STACK]
+    names = ["item like-rate", "moving average", STACK, NETWORK]
     assert list(fitted.notes) == names and fitted.table.schema == pl.Schema(SCHEMA)
     counted = fitted.table.group_by("baseline", "split", "protocol").agg(pl.col("row_id").sort())
-    assert counted.height == 3 * 2 * 2
+    assert counted.height == 4 * 2 * 2
     for name, split, protocol, rows in counted.iter_rows():
         assert name in names and protocol in (ONLINE, FROZEN)
         assert rows == events.filter(pl.col("split") == split)["row_id"].sort().to_list()
@@ -82,11 +87,12 @@ def test_every_baseline_answers_every_question_of_both_splits_and_protocols(
     assert pl.read_parquet(tmp_path / "dataset" / TABLE).equals(fitted.table)
     assert json.loads((tmp_path / "dataset" / NOTES).read_text())["baselines"] == fitted.notes
     assert said[0] == "prior: fitting the stacked baseline in 1 settings"
-    assert said[2] == (
-        "baselines: fitting 3 in 6 settings, each chosen by its log loss on validation, online"
-    )  # 1 + 4 + 1
-    assert [line.split(",")[0] for line in said[3:6]] == [f"baselines: {name}" for name in names]
-    assert said[6].endswith(f"written: {tmp_path / 'dataset' / TABLE}")
+    assert said[2] == "network: training the sequential network in 1 settings"
+    assert said[4] == (
+        "baselines: fitting 4 in 7 settings, each chosen by its log loss on validation, online"
+    )  # 1 + 4 + 1 + 1
+    assert [line.split(",")[0] for line in said[5:9]] == [f"baselines: {name}" for name in names]
+    assert said[9].endswith(f"written: {tmp_path / 'dataset' / TABLE}")
 
 
 def test_the_setting_with_the_smallest_validation_loss_answers_and_its_answers_are_log_odds(
@@ -145,12 +151,12 @@ def test_the_second_call_reads_the_files_and_says_so(fit: Call, said: list[str],
     said.clear()
     shutil.rmtree(tmp_path / "cache")
     second = fit()
-    # Not even the stack is needed for it.
-    assert said == [f"baselines: 3 from {tmp_path / 'dataset' / TABLE}"] and not (tmp_path / "cache").exists()
+    # Not even stack and network are needed for it.
+    assert said == [f"baselines: 4 from {tmp_path / 'dataset' / TABLE}"] and not (tmp_path / "cache").exists()
     assert second.table.equals(first.table) and second.notes == first.notes
 
 
-def test_another_dataset_another_choice_and_another_stack_are_fitted_anew(
+def test_another_dataset_another_choice_another_stack_and_another_network_are_fitted_anew(
     fit: Call, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit()
@@ -159,9 +165,11 @@ def test_another_dataset_another_choice_and_another_stack_are_fitted_anew(
     fit("other data", baselines=(ITEM._replace(sees=ROLLING),))
     monkeypatch.setattr(prior, "SETTINGS", (Settings(rank=3, leaves=2),))
     fit("other data", baselines=(ITEM._replace(sees=ROLLING),))
-    assert fits(said) == 5
+    monkeypatch.setattr(kept_network, "SETTINGS", (NetworkSettings(width=6, window=5),))
     fit("other data", baselines=(ITEM._replace(sees=ROLLING),))
-    assert fits(said) == 5
+    assert fits(said) == 6
+    fit("other data", baselines=(ITEM._replace(sees=ROLLING),))
+    assert fits(said) == 6
 
 
 @pytest.mark.parametrize("name", [TABLE, NOTES])

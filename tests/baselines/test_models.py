@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from synthetic import ITEMS, Row, flip, log_of, tastes
 
+from rectune.baselines.blended import KINDS, STACK
 from rectune.baselines.counts import log_odds
 from rectune.baselines.factors import fit_factors, fold_in
-from rectune.baselines.models import BASELINES, HISTORY, ROLLING, STACK, TRAINED, Baseline, stacked
+from rectune.baselines.models import BASELINES, HISTORY, ROLLING, TRAINED, Baseline, of_served
 from rectune.baselines.neighbours import fit_neighbours, taste_by_neighbours
 from rectune.baselines.questions import FROZEN, ONLINE, Floats, Ints, Log, Questions, ask
 from rectune.baselines.stack import Settings, fit_stack
@@ -51,7 +52,7 @@ def scores(baseline: Baseline, log: Log, asked: Sequence[Questions], setting: in
 
 def test_every_baseline_has_a_name_of_its_own_says_what_it_sees_and_can_be_written_down() -> None:
     every = BASELINES
-    assert len({each.name for each in every} | {STACK}) == len(every) + 1
+    assert len({each.name for each in every} | set(KINDS)) == len(every) + len(KINDS)
     for each in every:
         assert any(words in each.sees for words in (TRAINED, HISTORY, ROLLING, "the user's training events"))
         tried = [dict(setting) for setting in each.settings]
@@ -179,7 +180,7 @@ def test_the_stack_among_the_baselines_scores_as_it_does_alone(log: Log) -> None
     validation, test = split_of(log)
     held_out = ask(log, validation, ONLINE)
     stack, odds = fit_stack(log, held_out, Settings(rank=2, leaves=7))
-    baseline = stacked(stack)
+    baseline = of_served(STACK, stack)
     assert baseline.name == STACK and list(baseline.settings) == [{}]
     found = baseline.score(log, held_out, [held_out, ask(log, test, ONLINE)], {}, 0)
     np.testing.assert_array_equal(found[0], odds[validation])

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rectune.baselines.prior import stack_prior
 from rectune.baselines.questions import FROZEN, ONLINE, Log, ask, split_rows
+from rectune.baselines.served import Met
 from rectune.config import Config, parse_config
 from rectune.data.columns import TEST
 from rectune.errors import DataError, ModelError
@@ -26,10 +27,11 @@ from rectune.score.open_run import OpenRun, open_run
 from rectune.score.recommender import Recommender
 from rectune.score.score import TUNED, open_data, score_rows
 from rectune.score.scorer import score_trees
-from rectune.score.settings import FILE_NAME, STACK
+from rectune.score.settings import BASELINE_FILES, FILE_NAME
 from rectune.train.train import train
 
 QUIET = Console(quiet=True)
+FILE = BASELINE_FILES["stack"]
 
 
 def silent(_line: str) -> None:
@@ -86,9 +88,9 @@ def test_a_ranking_adds_what_the_stack_says_after_that_history(run: OpenRun, tra
     items = data.events["item_id"].gather(rows[mine]).to_list()
     with_prior = recommender.ask(history, [{"item_id": item} for item in items]).request
     odds = recommender._scorer.score([with_prior])[0]
-    stacked = run.settings.stacked_baseline
+    stacked = run.settings.served["stack"]
     expected = stacked.score(log, ask(log, rows, FROZEN))[mine]
-    plain = run.settings.stacked_baseline.prior([(event.item_id, event.label) for event in with_prior.history], items)
+    plain = stacked.answer([Met(event.item_id, event.label) for event in with_prior.history], items)
     np.testing.assert_allclose(plain, expected)
     flipped = recommender.ask([(item, not label) for item, label in history], [{"item_id": items[0]}]).request
     assert recommender._scorer.score([flipped])[0][0] != pytest.approx(odds[0], abs=1e-6)
@@ -108,7 +110,7 @@ def test_a_report_compares_with_the_very_prior_and_holds_both_protocols(trained:
         there = report[name] if name == "models" else report["frozen"]["models"]
         expected = Log.of(data.events, data.catalog)
         asked = ask(expected, rows, protocol)
-        stacked = open_run(trained, [], silent).settings.stacked_baseline.score(expected, asked)
+        stacked = open_run(trained, [], silent).settings.served["stack"].score(expected, asked)
         assert there["stack"]["metrics"]["auc"] == pytest.approx(auc(labels, stacked)), protocol
     assert report["baselines"]["stack"]["sees"]
     for table in ("predictions_test_tuned.parquet", "predictions_test_tuned_frozen.parquet"):
@@ -134,16 +136,16 @@ def test_the_stack_lies_beside_every_adapter_whole_or_refused(trained: Path, tmp
     copy = Path(shutil.copytree(trained, tmp_path / "copy"))
     for folder in (copy, copy / "best", copy / "checkpoint-2"):
         saved = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        assert saved["stack"]["file"] == STACK and "stacked" not in saved
+        assert saved["baselines"]["stack"]["file"] == FILE and "fitted" not in saved
         open_run(folder, [], silent)
-    file = copy / STACK
+    file = copy / FILE
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=f"{STACK}: damaged"):
+    with pytest.raises(ModelError, match=f"{FILE}: damaged"):
         open_run(copy, [], silent)
     file.unlink()
-    with pytest.raises(ModelError, match=f"no {STACK}, which {FILE_NAME} names"):
+    with pytest.raises(ModelError, match=f"no {FILE}, which {FILE_NAME} names"):
         open_run(copy, [], silent)
     saved = json.loads((copy / FILE_NAME).read_text(encoding="utf-8"))
-    (copy / FILE_NAME).write_text(json.dumps({**saved, "stack": None}), encoding="utf-8")
-    with pytest.raises(ModelError, match="stack is None, and this version cannot apply it"):
+    (copy / FILE_NAME).write_text(json.dumps({**saved, "baselines": {}}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"baselines is \{\}, and this version cannot apply it"):
         open_run(copy, [], silent)

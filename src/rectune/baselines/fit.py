@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rectune import __version__
-from rectune.baselines.models import BASELINES, Baseline, stacked
-from rectune.baselines.prior import stack_key, stack_prior
+from rectune.baselines.blended import NETWORK, STACK, fit_served
+from rectune.baselines.kept_network import network_key
+from rectune.baselines.models import BASELINES, Baseline, of_served
+from rectune.baselines.prior import stack_key
 from rectune.baselines.questions import FROZEN, ONLINE, Floats, Log, Questions, ask, split_rows
 from rectune.data.columns import ROW_ID, SPLIT, TEST, VALIDATION
 from rectune.errors import DataError
@@ -134,18 +136,20 @@ def fit_baselines(
     Args:
         folder: the dataset folder.
         events, catalog, content_hash: of the dataset.
-        cache: where the stacked baseline is kept, `preprocessing_cache_dir`.
+        cache: where stack and network are kept, `preprocessing_cache_dir`.
         say: prints one line.
         console: shows progress.
-        quick: try one setting of each; the stacked one is as a prior has it.
-        baselines: which ones; the stacked one is always added.
+        quick: try one setting of each, and leave out the network; the stack is as a prior has it.
+        baselines: which ones; stack and network are added.
 
     Raises:
         DataError: a split is empty, all labels of validation agree, or the catalog does not hold an item.
     """
     chosen = [each._replace(settings=each.settings[:1]) if quick else each for each in baselines]
     tried = json.dumps([[each.name, each.sees, [dict(setting) for setting in each.settings]] for each in chosen])
-    key = hash_text(_FORMAT, __version__, content_hash, str(SEED), tried, stack_key(content_hash))
+    served = [STACK] if quick else [STACK, NETWORK]
+    keys = [stack_key(content_hash), *([] if quick else [network_key(content_hash)])]
+    key = hash_text(_FORMAT, __version__, content_hash, str(SEED), tried, *keys)
     stored = _stored(folder, key)
     if stored is not None:
         say(f"baselines: {len(stored.notes)} from {folder / TABLE}")
@@ -153,7 +157,8 @@ def fit_baselines(
     log = Log.of(events, catalog)
     asked = [ask(log, split_rows(events, split), protocol) for split, protocol in _SETS]
     _check_classes(log.label[asked[0].rows])
-    chosen.append(stacked(stack_prior(events, catalog, content_hash, cache, say)[0]))
+    ready = fit_served(served, events, catalog, content_hash, cache, say)
+    chosen += [of_served(name, each) for name, each in ready.items()]
     total = sum(len(each.settings) for each in chosen)
     say(f"baselines: fitting {len(chosen)} in {total} settings, each chosen by its log loss on validation, online")
     columns = (

@@ -140,11 +140,6 @@ def uses_rates(config: Config) -> bool:
     return config.item_rate_text or config.prior == "item_rate"
 
 
-def knows_items(config: Config) -> bool:
-    """Whether something is known of an item besides its text, so that its id must be given."""
-    return uses_rates(config) or config.prior == "stack"
-
-
 def rate_text(rate: float, count: int) -> str:
     """A like-rate as it stands behind an item's text.
 

@@ -19,7 +19,7 @@ from rectune.baselines.factors import fit_factors, fold_in
 from rectune.baselines.history_features import moving_average, user_rate
 from rectune.baselines.neighbours import fit_neighbours, taste_by_neighbours
 from rectune.baselines.questions import Floats, Log, Questions
-from rectune.baselines.stack import Stack
+from rectune.baselines.served import Served
 
 Setting = Mapping[str, Any]
 TRAINED = "training events of all users"
@@ -140,11 +140,9 @@ BASELINES = (
     Baseline("LightGBM", ROLLING, [{"leaves": leaves} for leaves in (15, 7, 31)], _boosted(rolling_features)),
 )  # fmt: skip
 
-STACK = "stack"
 
-
-def stacked(stack: Stack) -> Baseline:
-    """A fitted stack among the baselines; its setting was chosen when it was fitted."""
+def of_served(name: str, served: Served) -> Baseline:
+    """A fitted baseline that adapters are saved with; its setting was chosen when it was fitted."""
     return Baseline(
-        STACK, f"items: {TRAINED}; user: {HISTORY}", [{}], _each(lambda log, asked: stack.score(log, asked))
+        name, f"items: {TRAINED}; user: {HISTORY}", [{}], _each(lambda log, asked: served.score(log, asked))
     )

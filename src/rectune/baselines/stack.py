@@ -11,9 +11,7 @@ events they score, and so are the trees, or training would see a prior that know
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,6 +27,8 @@ from rectune.baselines.history_features import NAMES as HISTORY_NAMES
 from rectune.baselines.history_features import history_features
 from rectune.baselines.neighbours import Neighbours, fit_neighbours, neighbour_sums
 from rectune.baselines.questions import Floats, Log, Questions
+from rectune.baselines.saved import from_file, to_file
+from rectune.baselines.served import Served
 
 FOLDS = 5
 """Groups of users, in order of their number, whose events are scored by parts fitted without them."""
@@ -100,27 +100,8 @@ def features(parts: Parts, log: Log, asked: Questions) -> Floats:
     )  # fmt: skip
 
 
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file whose header has its keys in order; the library shuffles texts from call to call."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + size :]
-
-
-def _digest(tensors: Mapping[str, npt.NDArray[Any]], told: Mapping[str, str]) -> str:
-    """SHA-256 of what a file holds: names, types, shapes and bytes of its tensors, and its texts."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    digest.update(json.dumps([told[name] for name in ("items", "trees", "names")]).encode())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
-class Stack:
+class Stack(Served):
     """A fitted stack, able to score any history.
 
     Attributes:
@@ -142,44 +123,12 @@ class Stack:
 
         return lightgbm.Booster(model_str=self.trees)
 
-    @cached_property
-    def _place(self) -> dict[str, int]:
-        return {item: place for place, item in enumerate(self.items)}
-
     def score(self, log: Log, asked: Questions) -> Floats:
         """Log-odds of questions about a log of the same catalog, float64 [n]."""
         return boosted_log_odds(self._booster, features(self.parts, log, asked))
 
-    def prior(self, history: Sequence[tuple[str | None, int]], candidates: Sequence[str | None]) -> Floats:
-        """Log-odds of candidates after a history.
-
-        Args:
-            history: item id and label of each event, oldest first; an id that the catalog does not hold, or None, is
-                an item of which nothing is known but the label.
-            candidates: item ids, likewise.
-
-        Returns:
-            float64 [candidates].
-        """
-        if not candidates:
-            return np.zeros(0)
-        names = [item for item, _ in history] + list(candidates)
-        item = np.array([len(self.items) if name is None else self._place.get(name, len(self.items)) for name in names])
-        shown, size = len(history), len(names)
-        nothing = np.zeros(size)
-        log = Log(
-            user=np.zeros(size, dtype=np.int64), item=item.astype(np.int64),
-            label=np.array([float(label) for _, label in history] + [0.0] * len(candidates)), rating=nothing,
-            timestamp=np.zeros(size, dtype=np.int64), first=np.zeros(size, dtype=np.int64),
-            stop=np.full(size, shown), known=nothing.astype(bool), asked=nothing.astype(bool), items=self.items,
-            genres=self.genres, year=self.year,
-        )  # fmt: skip
-        return self.score(log, Questions(np.arange(shown, size), np.full(len(candidates), shown)))
-
     def to_bytes(self) -> bytes:
         """The stack as a safetensors file; the same stack gives the same bytes."""
-        from safetensors.numpy import save
-
         near = self.parts.neighbours
         tensors = {
             "genres": self.genres, "year": self.year, "rate": self.parts.rate, "count": self.parts.count,
@@ -191,9 +140,7 @@ class Stack:
                 f"{name}_mean": np.array([model.mean]), f"{name}_bias": model.bias, f"{name}_factors": model.factors,
                 f"{name}_ridge": model.ridge,
             }  # fmt: skip
-        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        told = {"items": json.dumps(self.items), "trees": self.trees, "names": json.dumps(NAMES)}
-        return _in_order(save(whole, {**told, "sha256": _digest(whole, told)}))
+        return to_file(tensors, {"items": json.dumps(self.items), "trees": self.trees, "names": json.dumps(NAMES)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Stack:
@@ -202,17 +149,9 @@ class Stack:
         Raises:
             ValueError: it is damaged, or was made by a version with other features.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
+        # Checked before LightGBM reads the trees: cut ones abort the whole process.
+        tensors, told = from_file(content)
         try:
-            tensors = load(content)
-            length = int.from_bytes(content[:8], "little")
-            told = json.loads(content[8 : 8 + length])["__metadata__"]
-            digest = _digest(tensors, told)
-            # Checked before LightGBM reads the trees: cut ones abort the whole process. Early files have no digest.
-            if told.get("sha256", digest) != digest:
-                raise ValueError("it is damaged: its content is not what it was saved with")
             if tuple(json.loads(told["names"])) != NAMES:
                 raise ValueError("its features are not those of this version")
             items, size = json.loads(told["items"]), len(tensors["rate"])
@@ -225,7 +164,7 @@ class Stack:
             near = Neighbours(knn_mean, tensors["knn_bias"], similar)
             parts = Parts(tensors["rate"], tensors["count"], mean, factors, small, near)
             return cls(items, tensors["genres"], tensors["year"], parts, told["trees"])
-        except (SafetensorError, KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"it holds no stack ({error})") from error
 
 

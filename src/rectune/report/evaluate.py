@@ -20,20 +20,23 @@ from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, TEST, USER_ID, VALIDATI
 from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
 from rectune.files import write_json
-from rectune.measure.classification import classification_metrics, probability
+from rectune.measure.classification import classification_metrics
 from rectune.prompt.dataset import Dataset
 from rectune.report.compare import write_comparison
-from rectune.report.report import SUMMARY, both_protocols, write_report
+from rectune.report.parts import add_parts, calibration_text, predictions_as
+from rectune.report.report import SUMMARY, Calibration, both_protocols, write_report
 from rectune.report.slices import slices_of
 from rectune.report.verdict import summary_table
 from rectune.score.frozen import score_frozen
 from rectune.score.generate import agreement, generated_line, generated_metrics
+from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
 from rectune.train.start import HISTORY
 from rectune.train.train import VALIDATION_PREDICTIONS
 
 Say = Callable[[str], None]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,6 @@ class _Split:
         return self.items
 
 
-def _as(like: pl.DataFrame, log_odds: np.ndarray[Any, Any]) -> pl.DataFrame:
-    """Predictions of another model on the same rows."""
-    return like.select(pl.exclude("generated", "generated_label")).with_columns(
-        log_odds=pl.Series(log_odds, dtype=pl.Float64), score=pl.Series(probability(log_odds), dtype=pl.Float64)
-    )
-
-
 def _frozen(
     run: OpenRun, data: Dataset, split: str, tables: dict[str, pl.DataFrame], say: Say, console: Console
 ) -> dict[str, pl.DataFrame]:
@@ -73,7 +69,7 @@ def _frozen(
     scored = score_frozen(run, data, split, cases, list(tables), "frozen", say, console)
     keys = like.select(USER_ID, ITEM_ID)
     return {
-        which: _as(
+        which: predictions_as(
             like, keys.join(found, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")["log_odds"].to_numpy()
         )
         for which, found in scored.items()
@@ -111,7 +107,7 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
         "adapter hash": run.adapter_hash,
         "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
         "leak": str(data.meta.get("leak", {}).get("note", "")),
-        "calibration": f"log-odds / {run.settings.temperature:.4g} + {run.settings.offset:.4g}, fitted on validation",
+        "calibration": calibration_text(run.settings),
         "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
         "command": command,
     }
@@ -121,7 +117,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None:
+def _check_against_training(run: OpenRun, data: Dataset, table: pl.DataFrame, rows: Rows, say: Say) -> None:
     """Say by how much validation scores differ from those that training saw for the best adapter.
 
     Raises:
@@ -137,8 +133,10 @@ def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None
     if not then["row_id"].equals(table["row_id"]):
         say("check: these are not the validation rows of training, so their scores are not compared")
         return
-    before = run.settings.calibrated(then["log_odds"].to_numpy())
-    largest = float(np.abs(before - table["log_odds"].to_numpy()).max(initial=0.0))
+    settings = run.settings
+    joined = joined_rows({name: settings.served[name] for name in settings.blend}, data, rows)
+    now = settings.own(table["log_odds"].to_numpy(), joined)
+    largest = float(np.abs(then["log_odds"].to_numpy() - now).max(initial=0.0))
     say(f"check: largest difference from the scores during training, row by row: {largest:g} in log-odds")
 
 
@@ -185,7 +183,7 @@ def evaluate(
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
     found = score_rows(run, data, rows, models, mode, say, console)
     if split == VALIDATION:
-        _check_against_training(run, found[TUNED], say)
+        _check_against_training(run, data, found[TUNED], rows, say)
     if mode == "generate":
         for which, table in found.items():
             same = agreement(table["generated"].to_list(), table["log_odds"].to_numpy(), run.prompts.verbalizer)
@@ -202,17 +200,20 @@ def evaluate(
         quick=run.config.baselines == "quick",
     )  # fmt: skip
     like, row_ids = found[TUNED], found[TUNED][ROW_ID]
-    online = dict(found)
+    online, own = dict(found), None
+    if run.settings.blend:
+        own = add_parts(run, data, rows, {ONLINE: online, FROZEN: frozen})
     for baseline in fitted.notes:
         online[baseline], frozen[baseline] = (
-            _as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
+            predictions_as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
         )
     name = "report" if split != VALIDATION else "report_validation"
     report = write_report(
         run.folder, online, history,
         _how_made(run, data, split, _command(folder, overrides, split, mode, untuned)), run.settings.threshold,
         out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
-        cuts=slices_of(data, rows), calibration=(run.settings.temperature, run.settings.offset),
+        cuts=slices_of(data, rows),
+        calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend, own),
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
     console.print(report["verdict"], highlight=False)

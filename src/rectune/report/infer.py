@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import knows_items, uses_rates
+from rectune.baselines.item_rates import uses_rates
 from rectune.data.columns import LABEL
 from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
@@ -20,7 +20,7 @@ from rectune.measure.classification import probability
 from rectune.prompt.events import Event, Prompt
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
-from rectune.score.candidates import Candidate, Request, request_prior
+from rectune.score.candidates import Candidate, Request, request_joined, request_prior
 from rectune.score.generate import extract_label, generate_answers, generated_line
 from rectune.score.items import item_prior, like_rate, with_rate
 from rectune.score.open_run import OpenRun
@@ -42,12 +42,14 @@ _CANNED = {
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt from a file: its tokens, its label where the file gives one, the record it came from, its prior."""
+    """One prompt from a file: its tokens, its label where the file gives one, the record it came from, its prior, and
+    the log-odds of the baselines that join the answer."""
 
     prompt: Prompt
     label: int | None
     record: dict[str, Any]
     prior: float = 0.0
+    joined: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
@@ -134,9 +136,9 @@ def _with_items(
     config = run.config
     past: list[str | None] = [None] * len(titles)
     asked: str | None = None
-    if knows_items(config):
+    if run.settings.knows_items:
         (asked,) = _item_ids(record, "candidate_item_id", None, where)
-        if titles and (config.item_rate_text or config.prior == "stack"):
+        if titles and (config.item_rate_text or run.settings.baselines):
             past = _item_ids(record, "history_item_ids", len(titles), where)
     if config.item_rate_text:
         titles = [with_rate(run, title, item) for title, item in zip(titles, past, strict=True)]
@@ -164,9 +166,9 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             ratings = _checked(record, "history_ratings", (int, float, type(None)), True, where)
         if len(ratings) != len(titles):
             raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
-        if (run.prompts.shows != "nothing" or run.config.prior == "stack") and None in ratings:
+        if (run.prompts.shows != "nothing" or run.settings.baselines) and None in ratings:
             why = f"prompts show each title with its {run.prompts.shows}"
-            why = why if run.prompts.shows != "nothing" else "prior looks at what was liked"
+            why = why if run.prompts.shows != "nothing" else "baselines look at what was liked"
             raise DataError(
                 f"{where}: history_ratings: {ratings.count(None)} of {len(titles)} are missing, but this run's {why}; "
                 "give a rating for every title"
@@ -180,10 +182,11 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
         ]
         asked_of = Request(history, [Candidate(candidate, item_prior(run, item), item)])
         (prior,) = request_prior(run, asked_of).tolist()
+        joined = {name: float(odds[0]) for name, odds in request_joined(run, asked_of).items()}
         if run.config.layout == "pointwise":
             history = history[-run.config.history_len :]
         prompt = run.prompts.build(history, candidate)
-        return Question(prompt, _label(run, record.get("label"), where), record, prior)
+        return Question(prompt, _label(run, record.get("label"), where), record, prior, joined)
     if "input" in record:
         texts = run.prompts.texts
         for key in ("system", "instruction", "input"):
@@ -193,7 +196,7 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
             prompt = run.prompts.record(texts.system, texts.instruction, record["input"])
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        if knows_items(run.config):
+        if run.settings.knows_items:
             raise DataError(
                 f"{where}: an Alpaca record names no items, but this run knows them by their ids; give records "
                 "with candidate_title and candidate_item_id (test_raw.jsonl)"
@@ -227,7 +230,9 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
         texts = (
             generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size) if mode == "generate" else None
         )
-    log_odds = log_odds if which == UNTUNED else run.settings.calibrated(log_odds)
+    if which == TUNED:
+        joined = {name: np.array([each.joined[name] for each in questions]) for name in run.settings.blend}
+        log_odds = run.settings.calibrated(log_odds, joined)
     score = probability(log_odds)
     labels: list[int | None] = [int(value >= run.settings.threshold) for value in score]
     if texts is not None:
@@ -239,6 +244,11 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
     return frame if texts is None else frame.with_columns(generated=pl.Series(texts))
 
 
+def _can_generate(run: OpenRun) -> bool:
+    """Whether the model alone answers: nothing can be added to an answer that is text."""
+    return run.config.prior == "none" and not run.settings.blend
+
+
 def infer_demo(run: OpenRun, say: Say) -> None:
     """One canned prompt, answered by the untuned and by the tuned model."""
     asked = question(run, _CANNED, "the canned prompt")
@@ -246,7 +256,7 @@ def infer_demo(run: OpenRun, say: Say) -> None:
     if uses_rates(run.config):
         rate, _ = like_rate(run, None)
         say(f"item rates: these films are in no dataset, so all have the like-rate of an unrated item ({rate:.0%})")
-    mode = "generate" if run.config.prior == "none" else "logits"  # a generated answer cannot have a prior added
+    mode = "generate" if _can_generate(run) else "logits"
     for which in (UNTUNED, TUNED):
         row = answer(run, [asked], which, mode).row(0, named=True)
         says = f"   says {row['generated']!r}" if mode == "generate" else ""
@@ -303,8 +313,8 @@ def infer_file(
         ConfigError: the run has a prior, which a generated answer cannot have.
         DataError: see `read_records` and `question`.
     """
-    if mode == "generate" and run.config.prior != "none":
-        raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
+    if mode == "generate" and not _can_generate(run):
+        raise ConfigError("--mode: generate cannot add this run's prior or baselines to an answer; use logits")
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
     _check_lengths(run, asked, file, say)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rectune.baselines.questions import FROZEN, PROTOCOLS
@@ -18,15 +21,36 @@ from rectune.measure.slices import Cut, measure_slices
 from rectune.report import figures
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
 from rectune.report.page import PageContent, PageFigure, render_page
-from rectune.report.verdict import FROZEN_UAUC, METRIC_NAMES, Estimate, verdict
+from rectune.report.verdict import ALONE, FROZEN_UAUC, METRIC_NAMES, WITHOUT, Estimate, comparison_sentence, verdict
 from rectune.score.score import TUNED, UNTUNED
 
 PROTOCOL = "online: each test event is scored given everything strictly earlier"
 
 SUMMARY = ("auc", FROZEN_UAUC, "accuracy", "f1")
 """What the terminal shows."""
+_OURS = (TUNED, UNTUNED, ALONE, WITHOUT)
+"""Names that are no baseline by themselves."""
 _FROZEN_METRICS = ("auc", "uauc", "pr_auc", "loss")
 _PAGE_METRICS = ("auc", "uauc", "pr_auc", "accuracy", "f1", "loss", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on validation.
+
+    Attributes:
+        temperature, offset: of the model's log-odds.
+        blend: weights of the baselines that join them.
+        own: float64 [rows]; the model's log-odds before all this, where `blend` is not empty.
+    """
+
+    temperature: float = 1.0
+    offset: float = 0.0
+    blend: Mapping[str, float] = field(default_factory=dict)
+    own: npt.NDArray[np.float64] | None = None
+
+
+_NOTHING_FITTED = Calibration()
 
 
 def estimates(report: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
@@ -63,7 +87,7 @@ def best_baseline(report: Mapping[str, Any], metric: str = "auc") -> str | None:
     measured = {
         name: model["metrics"][metric]
         for name, model in report["models"].items()
-        if name not in (TUNED, UNTUNED) and model["metrics"][metric] is not None
+        if name not in _OURS and model["metrics"][metric] is not None
     }
     return max(measured, key=lambda name: measured[name]) if measured else None
 
@@ -84,6 +108,10 @@ def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]
     within = report["frozen"] or report
     what = "history frozen at the split" if report["frozen"] else "online"
     notes = [f"Within users (UAUC, {what}, blind to who likes much): {_sentence(within, 'uauc', level)}"]
+    for part, metric in ((report, "auc"), (within, "uauc")):
+        if WITHOUT in part["models"]:
+            parts = (_difference(part, WITHOUT, metric), f"the {WITHOUT}", metric, level)
+            notes.append(f"What the language model adds to its baselines: {comparison_sentence(*parts)}")
     return _sentence(report, "auc", level), notes
 
 
@@ -147,14 +175,14 @@ def measured(
     }
 
 
-def _calibration(tuned: pl.DataFrame, fitted: tuple[float, float]) -> dict[str, Any]:
+def _calibration(tuned: pl.DataFrame, fitted: Calibration) -> dict[str, Any]:
     """Log loss and ECE of the tuned model's scores, with and without what was fitted on validation."""
-    temperature, offset = fitted
     labels, odds = tuned["label"].to_numpy(), tuned["log_odds"].to_numpy()
-    raw = (odds - offset) * temperature
+    raw = (odds - fitted.offset) * fitted.temperature if fitted.own is None else fitted.own
     return {
-        "temperature": temperature,
-        "offset": offset,
+        "temperature": fitted.temperature,
+        "offset": fitted.offset,
+        "blend": dict(fitted.blend),
         **{
             name: {"loss": log_loss(labels, each), "ece": ece(labels, probability(each))}
             for name, each in (("before", raw), ("after", odds))
@@ -169,7 +197,7 @@ def _slices(
     frame = next(iter(predictions.values()))
     labels, users = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     odds = {name: table["log_odds"].to_numpy() for name, table in predictions.items()}
-    rivals = [name for name in odds if name not in (TUNED, UNTUNED)] or [name for name in odds if name != TUNED]
+    rivals = [name for name in odds if name not in _OURS] or [name for name in odds if name != TUNED]
     compare = (TUNED, rivals[0]) if TUNED in odds and rivals else None
     return {
         name: measure_slices(cut.rows, labels, odds, users, compare, cut.order, level=level, seed=seed)
@@ -179,7 +207,7 @@ def _slices(
 
 def _few(report: Mapping[str, Any]) -> list[str]:
     """The models that a reader needs at once: ours, and the best baselines under both protocols."""
-    found = [name for name in (TUNED, UNTUNED) if name in report["models"]]
+    found = [name for name in _OURS if name in report["models"]]
     for part, metric in ((report, "auc"), (report["frozen"] or report, "uauc")):
         values = {
             name: model["metrics"][metric]
@@ -234,7 +262,7 @@ def write_report(
     frozen: dict[str, pl.DataFrame] | None = None,
     baselines: Mapping[str, Any] | None = None,
     cuts: Mapping[str, Cut] | None = None,
-    calibration: tuple[float, float] = (1.0, 0.0),
+    calibration: Calibration = _NOTHING_FITTED,
 ) -> dict[str, Any]:
     """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
@@ -255,7 +283,7 @@ def write_report(
         frozen: the same rows by the same models, each user's history frozen at the split.
         baselines: what each baseline sees and how it was tuned, as `Fitted.notes` has it.
         cuts: name → slices of the rows to measure in.
-        calibration: temperature and offset that are in the tuned model's log-odds.
+        calibration: what is in the tuned model's log-odds.
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),

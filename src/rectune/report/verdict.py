@@ -10,6 +10,8 @@ from rectune.measure.bootstrap import Difference
 if TYPE_CHECKING:
     from rich.table import Table
 
+ALONE, WITHOUT = "tuned, alone", "blend without the model"
+"""Beside a tuned model that baselines join: the model by itself, and those baselines weighed without it."""
 FROZEN_UAUC = "frozen_uauc"
 METRIC_NAMES = {
     "auc": "AUC",

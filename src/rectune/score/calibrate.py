@@ -2,40 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rectune.baselines.served import Served
+from rectune.measure.blending import fit_blend
 from rectune.measure.scaling import fit_platt
 from rectune.measure.threshold import choose_threshold
-from rectune.score.settings import AdapterSettings
+from rectune.score.settings import AdapterSettings, Floats
 
 LEAST, RARER = 200, 20
 """Validation events there must be, and those of the rarer label among them; of fewer, nothing is fitted."""
 
+Labels = npt.NDArray[np.integer[Any]]
+
 
 def calibrate(
-    settings: AdapterSettings, labels: npt.NDArray[np.integer[Any]], log_odds: npt.NDArray[np.float64]
+    settings: AdapterSettings,
+    labels: Labels,
+    log_odds: Floats,
+    served: Mapping[str, Served] | None = None,
+    joined: Mapping[str, Floats] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> AdapterSettings:
-    """Settings with temperature, offset and threshold of the best log loss and accuracy on validation.
+    """Settings with weights, temperature and offset of the least log loss, and the threshold of the best accuracy.
 
     Args:
-        settings: of the run; what they hold of the three is replaced.
-        labels: [n] of 0 and 1.
+        settings: of the run; what they hold of these is replaced.
+        labels: [n] of 0 and 1, of validation.
         log_odds: float64 [n]; the model's own, prior added.
+        served: the baselines that are to join the answer; those that do are held by the settings returned.
+        joined: their log-odds, name → float64 [n].
+        say: prints one line, where something asked for is left out.
 
     Returns:
-        The settings, with nothing fitted (1, 0 and one half) where the events are too few, or where the log-odds
-        order them no better than the other way round.
+        The settings, with nothing fitted (1, 0 and one half, and no blend) where the events are too few, or where the
+        log-odds order them no better than the other way round. A blend in which the model itself would have no part
+        is none: the model then answers alone.
     """
-    plain = replace(settings, temperature=1.0, offset=0.0, threshold=0.5)
+    kept = {name for name in settings.baselines if name == settings.prompt.get("prior")}
+    plain = replace(
+        settings, temperature=1.0, offset=0.0, threshold=0.5, blend={}, alone=None,
+        baselines={name: told for name, told in settings.baselines.items() if name in kept},
+        fitted={name: content for name, content in settings.fitted.items() if name in kept},
+    )  # fmt: skip
+    joined = joined or {}
     likes = int(labels.sum())
     if len(labels) < LEAST or min(likes, len(labels) - likes) < RARER:
+        if joined:
+            say(
+                f"blend: {len(labels):,} validation events, {min(likes, len(labels) - likes)} of the rarer label, are "
+                f"too few to weigh baselines by ({LEAST} and {RARER} are needed), so none joins; raise max_eval_samples"
+            )
         return plain
     slope, offset = fit_platt(labels, log_odds)
     if slope <= 0:
+        if joined:
+            say("blend: the model orders the validation events no better than chance, so it is left as it is")
         return plain
     found = replace(plain, temperature=1.0 / slope, offset=offset)
-    return replace(found, threshold=choose_threshold(labels, found.calibrated(log_odds), "accuracy"))
+    if joined:
+        found = _blended(found, labels, log_odds, joined, say)
+    final = found.calibrated(log_odds, joined)
+    found = replace(found, threshold=choose_threshold(labels, final, "accuracy"))
+    return found.with_baselines({name: (served or {})[name] for name in found.blend})
+
+
+def _blended(
+    alone: AdapterSettings, labels: Labels, log_odds: Floats, joined: Mapping[str, Floats], say: Callable[[str], None]
+) -> AdapterSettings:
+    """Settings calibrated by themselves, with the baselines weighed in."""
+    (own, *weights), offset = fit_blend(labels, np.column_stack([log_odds, *joined.values()]))
+    if own <= 0:
+        say(f"blend: beside {' and '.join(joined)} the model itself adds nothing on validation, so none joins")
+        return alone
+    blend = {name: float(weight) for name, weight in zip(joined, weights, strict=True)}
+    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in {"model": float(own), **blend}.items())
+    say(f"blend: weights of the log-odds on {len(labels):,} validation events: {shares}")
+    return replace(
+        alone, temperature=1.0 / float(own), offset=offset, blend=blend,
+        alone={"temperature": alone.temperature, "offset": alone.offset},
+    )  # fmt: skip

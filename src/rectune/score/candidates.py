@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rectune.baselines.served import Met
 from rectune.errors import ModelError, ResourceError
 from rectune.model.answers import label_logits
 from rectune.model.memory import scoring_budget
@@ -64,13 +65,26 @@ def request_prior(run: OpenRun, request: Request) -> Floats:
     """What a run adds to the model's log-odds of each candidate, float64 [candidates].
 
     Raises:
-        ModelError: the run starts from the stacked baseline, and none was saved with it.
+        ModelError: the run starts from the stack, and it is of another version.
     """
     prior = np.array([each.prior for each in request.candidates], dtype=np.float64)
     if run.config.prior != "stack":
         return prior
-    history = [(event.item_id, event.label) for event in request.history]
-    return prior + run.settings.stacked_baseline.prior(history, [each.item_id for each in request.candidates])
+    return prior + run.settings.served["stack"].answer(*_met(request))
+
+
+def _met(request: Request) -> tuple[list[Met], list[str | None]]:
+    history = [Met(event.item_id, event.label, event.rating) for event in request.history]
+    return history, [each.item_id for each in request.candidates]
+
+
+def request_joined(run: OpenRun, request: Request) -> dict[str, Floats]:
+    """Log-odds of each candidate by the baselines that join a run's answer, name → float64 [candidates].
+
+    Raises:
+        ModelError: one of them is of another version.
+    """
+    return {name: run.settings.served[name].answer(*_met(request)) for name in run.settings.blend}
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ class CandidateScorer:
         self._shared: bool | None = None
 
     def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Floats]:
-        """Log-odds of every candidate of every request: prior added, and those of the tuned model calibrated.
+        """Log-odds of every candidate of every request: prior added, those of the tuned model blended and calibrated.
 
         Args:
             requests: any number of users, with any numbers of candidates.
@@ -132,7 +146,11 @@ class CandidateScorer:
                 if progress is not None and piece.which:
                     progress(len(piece.which))
         if self.tuned:
-            found = [self.run.settings.calibrated(odds) for odds in found]
+            settings = self.run.settings
+            found = [
+                settings.calibrated(odds, request_joined(self.run, request))
+                for odds, request in zip(found, requests, strict=True)
+            ]
         bad = sum(int((~np.isfinite(odds)).sum()) for odds in found)
         if bad:
             raise ModelError(

@@ -185,9 +185,9 @@ class Given:
                 f"{where}: {name.title[:80]!r} has no rating, but this run's prompts show each title with its rating; "
                 f"give one (liked is {threshold:g} or more)"
             )
-        stacked = self._run.config.prior == "stack"
-        if (shows == "label" or stacked) and rating is None and label is None:
-            why = "prompts show if each title was liked" if shows == "label" else "prior looks at what was liked"
+        looked_at = bool(self._run.settings.baselines)
+        if (shows == "label" or looked_at) and rating is None and label is None:
+            why = "prompts show if each title was liked" if shows == "label" else "baselines look at what was liked"
             raise DataError(
                 f"{where}: {name.title[:80]!r} has neither rating nor label, but this run's {why}; give one of the two"
             )

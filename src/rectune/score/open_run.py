@@ -52,8 +52,8 @@ class OpenRun:
             more: what else the caller's scores depend on.
         """
         return hash_text(
-            self.adapter_hash, data_hash, str(self.settings.prior), self.config.to_yaml(), str(self.loaded.dtype),
-            self.loaded.attention, *more,
+            self.adapter_hash, data_hash, str(self.settings.prior), self.settings.correction, self.config.to_yaml(),
+            str(self.loaded.dtype), self.loaded.attention, *more,
         )[:16]  # fmt: skip
 
 

@@ -132,8 +132,8 @@ class _Work:
         self.start, self.stop = found["start"].to_numpy(), found["stop"].to_numpy()
         # No prompt shows more events than it has tokens, nor in the pointwise layout more than history_len.
         self.most = run.config.history_len if run.config.layout == "pointwise" else run.config.cutoff_len
-        # The stacked baseline looks at all of a history.
-        self.most = data.events.height if run.config.prior == "stack" else self.most
+        # The baselines look at all of a history.
+        self.most = data.events.height if run.settings.baselines else self.most
         self.parts = cut(users["count"].to_numpy(), np.minimum(self.stop - self.start, self.most), CHUNK)
         cold, twice = int((self.start == self.stop).sum()), pairs.table.height - self.asked.height
         notes = [f"{cold:,} of them without any history"] * (cold > 0) + [f"{twice:,} pairs repeated"] * (twice > 0)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rectune.baselines.item_rates import knows_items
 from rectune.baselines.prior import prior_of
 from rectune.baselines.retrieve import DEFAULT, Retriever, fit
 from rectune.config import Config, load_config, parse_override
@@ -78,7 +77,14 @@ def open_untuned(config: Config, say: Say) -> tuple[OpenRun, Dataset]:
     dtype = str(loaded.dtype).removeprefix("torch.")
     stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     settings = settings_of(
-        config, prompts.verbalizer, loaded.source, loaded.revision, dtype, data.content_hash, data.events, stack
+        config,
+        prompts.verbalizer,
+        loaded.source,
+        loaded.revision,
+        dtype,
+        data.content_hash,
+        data.events,
+        {} if stack is None else {"stack": stack},
     )
     say(f"model: {config.model_name_or_path}, untuned; give a run folder for a tuned one")
     return OpenRun(config.output_dir, settings.config(config), settings, loaded.model, loaded, prompts), data
@@ -97,7 +103,7 @@ def data_of(run: OpenRun, say: Say) -> Dataset | None:
             say("data: this dataset is not the one that the adapter was trained on")
         return data
     advice = f"prepare it with `rectune prepare {run.folder}`, or name its folder with dataset_dir=FOLDER"
-    if knows_items(run.config):
+    if run.settings.knows_items:
         raise DataError(f"{folder}: the run's dataset is not there, and this run knows items by their ids; {advice}")
     say(f"data: {folder} is not there, so titles are taken as they are and there is nothing to recommend; {advice}")
     return None

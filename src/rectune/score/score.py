@@ -21,6 +21,7 @@ from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.tree import Trees
 from rectune.score.chunks import scoring_bar, stored_chunk
 from rectune.score.generate import extract_label, generate_answers
+from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun
 from rectune.score.predictions import prediction_frame
 from rectune.score.scorer import CHUNK, score_trees
@@ -83,7 +84,7 @@ def score_rows(
 
     Returns:
         For each model a frame as `prediction_frame` makes it, in the order of `rows`; the tuned one's log-odds are
-        calibrated.
+        blended and calibrated.
 
     Raises:
         ConfigError: an unknown mode.
@@ -91,8 +92,8 @@ def score_rows(
     """
     if mode not in MODES:
         raise ConfigError(f"--mode: got {mode!r}, allowed: {', '.join(MODES)}")
-    if mode == "generate" and run.config.prior != "none":
-        raise ConfigError("--mode: generate cannot add this run's prior to an answer; use logits")
+    if mode == "generate" and (run.config.prior != "none" or run.settings.blend):
+        raise ConfigError("--mode: generate cannot add this run's prior or baselines to an answer; use logits")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
     store = run.folder / "scoring" / run.scoring_key(data.content_hash, rows.tobytes().hex(), mode)
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
@@ -117,9 +118,11 @@ def score_rows(
     if TUNED in scored and UNTUNED in scored:
         _check_adapter(run, scored)
     result = {}
+    blended = {name: run.settings.served[name] for name in run.settings.blend} if TUNED in scored else {}
+    joined = joined_rows(blended, data, rows)
     for which, frame in scored.items():
         odds = frame["log_odds"].to_numpy()
-        odds = run.settings.calibrated(odds) if which == TUNED else odds
+        odds = run.settings.calibrated(odds, joined) if which == TUNED else odds
         table = prediction_frame(data, rows, odds, trees.shown_from)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What is saved beside an adapter so that it is asked the same question for ever: `rectune.json`, rates, prior."""
+"""What is saved beside an adapter so that it is asked the same question for ever: `rectune.json`, rates, baselines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,8 +19,9 @@ import numpy.typing as npt
 import polars as pl
 
 from rectune import __version__
+from rectune.baselines.blended import KINDS
 from rectune.baselines.item_rates import rate_table, uses_rates
-from rectune.baselines.stack import Stack
+from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import ITEM_ID
 from rectune.errors import ModelError
@@ -31,10 +33,12 @@ from rectune.wording import texts_for
 FILE_NAME = "rectune.json"
 RATES = "item_rates.parquet"
 """Like-rates of the training events, for candidates that are no event of the dataset."""
-STACK = "stack.safetensors"
-"""The stacked baseline, where the model starts from it."""
-_CONTENT = ("rates", "stacked")
+BASELINE_FILES = {name: f"{name}.safetensors" for name in KINDS}
+"""The baselines that the model starts from, or that join its answer."""
+_CONTENT = ("rates", "fitted")
 """Fields that are files of their own."""
+
+Floats = npt.NDArray[np.float64]
 
 
 def versions() -> dict[str, str]:
@@ -58,13 +62,15 @@ class AdapterSettings:
         verbalizer: label words, their token ids, the end token.
         prior: how item rates are used, None where they are not: `kind` (`item_rate` adds them to the log-odds, `none`
             only writes them as text), `from` and `strength` as in the configuration, `file` and its `sha256`.
-        stack: `file` and `sha256` of the stacked baseline whose log-odds are added, None where it is not.
+        baselines: name → `file` and `sha256` of each baseline that the model starts from or that joins its answer.
         temperature, offset: log-odds are divided by the one, and the other is added, so that scores are probabilities.
+        blend: name → weight of each baseline whose log-odds are added beside that.
+        alone: temperature and offset of the model by itself, where baselines join its answer; else None.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
         rates: content of the file of item rates: item_id, rate, count, the null item being one that nobody has rated.
-        stacked: content of the file of the stacked baseline.
+        fitted: content of the files of the baselines, by name.
     """
 
     base_model: str
@@ -75,40 +81,78 @@ class AdapterSettings:
     quantization: str | None = None
     dtype: str = "float32"
     prior: dict[str, Any] | None = None
-    stack: dict[str, str] | None = None
+    baselines: dict[str, dict[str, str]] = field(default_factory=dict)
     temperature: float = 1.0
     offset: float = 0.0
+    blend: dict[str, float] = field(default_factory=dict)
+    alone: dict[str, float] | None = None
     threshold: float = 0.5
     versions: dict[str, str] = field(default_factory=versions)
     rates: bytes | None = field(default=None, repr=False)
-    stacked: bytes | None = field(default=None, repr=False)
+    fitted: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def save(self, folder: Path) -> None:
-        """Write `rectune.json` into a folder, and before it the item rates and the stack where they are used."""
-        for name, content in ((RATES, self.rates), (STACK, self.stacked)):
-            if content is not None:
-                with atomic_path(folder / name) as temporary:
-                    temporary.write_bytes(content)
+        """Write `rectune.json` into a folder, and before it the item rates and the baselines where they are used."""
+        files = {BASELINE_FILES[name]: content for name, content in self.fitted.items()}
+        for name, content in {**files, **({} if self.rates is None else {RATES: self.rates})}.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(content)
         write_json(folder / FILE_NAME, {key: value for key, value in asdict(self).items() if key not in _CONTENT})
 
-    def calibrated(self, log_odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Log-odds whose sigmoid is the share of likes among items scored so, as fitted on validation."""
-        found: npt.NDArray[np.float64] = log_odds / self.temperature + self.offset
+    @property
+    def correction(self) -> str:
+        """What `calibrated` does, as text."""
+        return json.dumps([self.temperature, self.offset, self.blend, self.baselines], sort_keys=True)
+
+    @property
+    def knows_items(self) -> bool:
+        """Whether something is known of an item besides its text, so that its id must be given."""
+        return self.rates is not None or bool(self.baselines)
+
+    def with_baselines(self, served: Mapping[str, Served]) -> AdapterSettings:
+        """A copy that holds these baselines too."""
+        fitted = {**self.fitted, **{name: each.to_bytes() for name, each in served.items()}}
+        told = {
+            name: {"file": BASELINE_FILES[name], "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in fitted.items()
+        }
+        return replace(self, baselines=told, fitted=fitted)
+
+    def calibrated(self, log_odds: Floats, joined: Mapping[str, Floats] | None = None) -> Floats:
+        """Log-odds whose sigmoid is the share of likes among items scored so, as fitted on validation.
+
+        Args:
+            log_odds: [n]; the model's own, prior added.
+            joined: log-odds of every baseline of `blend`, each [n].
+        """
+        found: Floats = log_odds / self.temperature + self.offset
+        for name, weight in self.blend.items():
+            found = found + weight * (joined or {})[name]
+        return found
+
+    def own(self, log_odds: Floats, joined: Mapping[str, Floats] | None = None) -> Floats:
+        """The model's own log-odds, prior added, out of what `calibrated` has made of them."""
+        rest = log_odds - self.offset
+        for name, weight in self.blend.items():
+            rest = rest - weight * (joined or {})[name]
+        found: Floats = rest * self.temperature
         return found
 
     @cached_property
-    def stacked_baseline(self) -> Stack:
-        """The stacked baseline that the model starts from.
+    def served(self) -> dict[str, Served]:
+        """The baselines that the model starts from or that join its answer, by name.
 
         Raises:
-            ModelError: none was saved, or it is of another version.
+            ModelError: one is of another version.
         """
-        if self.stacked is None:
-            raise ModelError(f"this adapter starts from the stacked baseline, but no {STACK} was saved; train again")
-        try:
-            return Stack.from_bytes(self.stacked)
-        except ValueError as error:
-            raise ModelError(f"{STACK}: {error}; train again, or use the version of rectune that trained it") from error
+        found: dict[str, Served] = {}
+        for name, content in self.fitted.items():
+            try:
+                found[name] = KINDS[name].from_bytes(content)
+            except ValueError as error:
+                advice = "train again, or use the version of rectune that trained it"
+                raise ModelError(f"{BASELINE_FILES[name]}: {error}; {advice}") from error
+        return found
 
     @cached_property
     def item_rates(self) -> dict[str | None, tuple[float, int]]:
@@ -167,12 +211,11 @@ def settings_of(
     dtype: str,
     data_hash: str,
     events: pl.DataFrame | None = None,
-    stack: Stack | None = None,
+    served: Mapping[str, Served] | None = None,
 ) -> AdapterSettings:
-    """The settings of a training run; item rates are counted on its dataset's events, `stack` is its prior."""
+    """The settings of a training run; item rates are counted on its dataset's events, `served` are its baselines."""
     prior, rates = _rates(config, events) if events is not None and uses_rates(config) else (None, None)
-    stacked = None if stack is None else stack.to_bytes()
-    return AdapterSettings(
+    settings = AdapterSettings(
         base_model=config.model_name_or_path if source.startswith("/") else source,
         base_revision=revision,
         prompt=prompt_of(config),
@@ -182,9 +225,8 @@ def settings_of(
         dtype=dtype,
         prior=prior,
         rates=rates,
-        stack=None if stacked is None else {"file": STACK, "sha256": hashlib.sha256(stacked).hexdigest()},
-        stacked=stacked,
     )
+    return settings.with_baselines(served or {})
 
 
 def _content(folder: Path, name: str, sha256: str) -> bytes:
@@ -240,7 +282,7 @@ def load_settings(folder: Path) -> AdapterSettings:
         raise ModelError(f"{folder}: no {FILE_NAME}; give the output_dir of a finished rectune training run") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file}: damaged ({error}); copy it from a checkpoint of the same run") from error
-    prior, stack = found.prior, found.stack
+    prior, baselines, blend = found.prior, found.baselines, found.blend
     known_prior = prior is None or (
         isinstance(prior, dict)
         and prior.get("kind") in ("none", "item_rate", "stack")
@@ -248,13 +290,24 @@ def load_settings(folder: Path) -> AdapterSettings:
         and prior.get("file") == RATES
         and isinstance(prior.get("sha256"), str)
     )
-    known_stack = (found.prompt.get("prior") == "stack") == (stack is not None) and (
-        stack is None
-        or (isinstance(stack, dict) and stack.get("file") == STACK and isinstance(stack.get("sha256"), str))
+    known_baselines = isinstance(baselines, dict) and all(
+        isinstance(told, dict) and told.get("file") == BASELINE_FILES.get(name) and isinstance(told.get("sha256"), str)
+        for name, told in baselines.items()
+    )
+    if known_baselines and found.prompt.get("prior") == "stack":
+        known_baselines = "stack" in baselines
+    known_blend = isinstance(blend, dict) and all(
+        known_baselines and name in baselines and _number(weight) and weight >= 0 for name, weight in blend.items()
+    )
+    known_alone = found.alone is None or (
+        isinstance(found.alone, dict)
+        and set(found.alone) == {"temperature", "offset"}
+        and all(_number(value) for value in found.alone.values())
+        and found.alone["temperature"] > 0
     )
     for key, applies in (
         ("temperature", _number(found.temperature) and found.temperature > 0), ("offset", _number(found.offset)),
-        ("prior", known_prior), ("stack", known_stack),
+        ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend), ("alone", known_alone),
     ):  # fmt: skip
         if not applies:
             raise ModelError(
@@ -263,7 +316,7 @@ def load_settings(folder: Path) -> AdapterSettings:
     return replace(
         found,
         rates=None if prior is None else _load_rates(folder, prior),
-        stacked=None if stack is None else _content(folder, STACK, stack["sha256"]),
+        fitted={name: _content(folder, told["file"], told["sha256"]) for name, told in baselines.items()},
     )
 
 

@@ -7,15 +7,18 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 
+from rectune.baselines.blended import fit_served
 from rectune.baselines.prior import prior_of
+from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.errors import ConfigError, ModelError, RectuneError, ResourceError
@@ -28,7 +31,8 @@ from rectune.prompt.layouts import prompts_for
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
-from rectune.score.settings import FILE_NAME, RATES, STACK, AdapterSettings, settings_of
+from rectune.score.joined import joined_rows
+from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
 from rectune.train.start import (
@@ -46,7 +50,9 @@ from rectune.train.start import (
 )
 
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-_ROOT_FILES = (ADAPTER_FILE, "adapter_config.json", RATES, STACK, FILE_NAME, VALIDATION_PREDICTIONS, SEAL)
+_ROOT_FILES = (
+    ADAPTER_FILE, "adapter_config.json", RATES, *BASELINE_FILES.values(), FILE_NAME, VALIDATION_PREDICTIONS, SEAL,
+)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -165,13 +171,20 @@ def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
     return prediction_frame(data, trees.rows, log_odds)
 
 
-def _calibrated(settings: AdapterSettings, held_out: Trees, validation: Any) -> AdapterSettings:
-    """The settings with temperature, offset and threshold fitted on the validation scores, where there are enough."""
+def _calibrated(
+    settings: AdapterSettings,
+    held_out: Trees,
+    validation: Any,
+    joining: Mapping[str, Served],
+    joined: Mapping[str, Any],
+    say: Say,
+) -> AdapterSettings:
+    """The settings with blend, temperature, offset and threshold fitted on the validation scores, if enough."""
     from rectune.score.calibrate import calibrate
 
     if validation is None or validation.log_odds is None:
         return settings
-    return calibrate(settings, held_out.labels, validation.log_odds)
+    return calibrate(settings, held_out.labels, validation.log_odds, joining, joined, say)
 
 
 def _publish(source: Path, run: Path) -> None:
@@ -249,10 +262,13 @@ def train(
         f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
     stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
+    cache = config.preprocessing_cache_dir
+    joining = fit_served(config.blend, data.events, data.catalog, data.content_hash, cache, say)
     settings = settings_of(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
-        data.content_hash, data.events, stack,
+        data.content_hash, data.events, {} if stack is None else {"stack": stack},
     )  # fmt: skip
+    joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
     if config.eval_strategy != "no":
@@ -262,7 +278,7 @@ def train(
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
             seal_adapter(folder)
-            _calibrated(settings, held_out, validation).save(folder)
+            _calibrated(settings, held_out, validation, joining, joined, say).save(folder)
             shown = None if math.isnan(value) else value
             write_json(folder / "step.json", {"step": step, config.metric_for_best_model: shown})
             if validation is not None and validation.log_odds is not None:
