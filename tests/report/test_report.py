@@ -8,7 +8,7 @@ import pytest
 from rectune.errors import DataError
 from rectune.measure.classification import classification_metrics
 from rectune.measure.slices import cut_by_edges
-from rectune.report.report import best_baseline, both_protocols, estimates, write_report
+from rectune.report.report import Calibration, best_baseline, both_protocols, estimates, write_report
 
 LOG = [{"step": 10, "loss": 0.7}, {"step": 10, "eval_loss": 0.6, "eval_auc": 0.7}]
 HOW = {"config": "history_len: 15", "command": "rectune run config.yaml"}
@@ -139,7 +139,9 @@ def test_frozen_predictions_of_other_rows_are_refused(models, tmp_path):
 def test_calibration_is_told_before_and_after(make, tmp_path):
     # log-odds were halved and one was added: before that they were 2 and -2.
     table = make([2.0, 0.0], [1, 0], ["a", "b"])
-    found = write_report(tmp_path, {"tuned": table}, [], {}, bootstrap_draws=5, calibration=(2.0, 1.0))["calibration"]
+    found = write_report(tmp_path, {"tuned": table}, [], {}, bootstrap_draws=5, calibration=Calibration(2.0, 1.0))[
+        "calibration"
+    ]
     assert (found["temperature"], found["offset"]) == (2.0, 1.0)
     assert found["before"]["loss"] == pytest.approx(math.log1p(math.exp(-2)))
     assert found["after"]["loss"] == pytest.approx((math.log1p(math.exp(-2)) + math.log(2)) / 2)

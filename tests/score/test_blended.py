@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,23 @@ from rectune.data.columns import TEST, VALIDATION
 from rectune.errors import ConfigError, DataError, ModelError
 from rectune.measure.blending import fit_blend
 from rectune.measure.classification import auc
+from rectune.prompt.events import Event
 from rectune.report.evaluate import evaluate
 from rectune.report.infer import infer_file
 from rectune.report.verdict import ALONE, WITHOUT
 from rectune.score import calibrate as calibration
+from rectune.score.candidates import Candidate, CandidateScorer, Request
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.recalibrate import recalibrate
 from rectune.score.recommender import Recommender
-from rectune.score.score import TUNED, open_data, score_rows
+from rectune.score.score import OWN, TUNED, open_data, score_rows
 from rectune.score.settings import BASELINE_FILES, FILE_NAME
 from rectune.train.train import VALIDATION_PREDICTIONS, train
 
 QUIET = Console(quiet=True)
 NAMES = ["stack", "network"]
+BLEND = {"model": 0.5, "stack": 0.25, "network": 0.125, "offset": -0.25}
 
 
 def silent(_line: str) -> None:
@@ -71,8 +75,6 @@ def run(trained: Path) -> OpenRun:
 
 def own_scores(run: OpenRun, rows: np.ndarray) -> np.ndarray:
     """The model's own log-odds, from a copy of the run that knows of no blend."""
-    from dataclasses import replace
-
     alone = replace(run, settings=replace(run.settings, blend={}, temperature=1.0, offset=0.0))
     data = open_data(run, silent)
     return score_rows(alone, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]["log_odds"].to_numpy()
@@ -81,9 +83,8 @@ def own_scores(run: OpenRun, rows: np.ndarray) -> np.ndarray:
 def test_training_saves_weights_and_baselines_with_the_best_adapter(trained: Path) -> None:
     for folder in (trained, trained / "best"):
         saved = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        assert saved["blend"] == {"stack": 0.25, "network": 0.125}
-        assert (saved["temperature"], saved["offset"]) == (2.0, -0.25)
-        assert saved["alone"] == {"temperature": 1.25, "offset": 0.1}
+        assert saved["blend"] == BLEND
+        assert (saved["temperature"], saved["offset"]) == (1.25, 0.1)
         assert set(saved["baselines"]) == set(NAMES) and "fitted" not in saved
         assert all((folder / file).is_file() for file in BASELINE_FILES.values())
     assert not any((trained / "checkpoint-2" / file).exists() for file in BASELINE_FILES.values())
@@ -92,10 +93,12 @@ def test_training_saves_weights_and_baselines_with_the_best_adapter(trained: Pat
 def test_a_score_is_the_weighted_sum_of_the_model_and_what_the_baselines_say_of_the_event(run: OpenRun) -> None:
     data = open_data(run, silent)
     rows = split_rows(data.events, TEST)
-    found = score_rows(run, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]["log_odds"].to_numpy()
+    table = score_rows(run, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]
+    found, own = table["log_odds"].to_numpy(), own_scores(run, rows)
+    np.testing.assert_array_equal(table[OWN].to_numpy(), own)
     log = Log.of(data.events, data.catalog)
     stack, network = (run.settings.served[name].score(log, ask(log, rows, ONLINE)) for name in NAMES)
-    expected = 0.5 * own_scores(run, rows) + 0.25 * stack + 0.125 * network - 0.25
+    expected = 0.5 * own + 0.25 * stack + 0.125 * network - 0.25
     np.testing.assert_allclose(found, expected, atol=1e-9)
     turned = rows[::-1].copy()
     for protocol in (ONLINE, FROZEN):
@@ -119,8 +122,8 @@ def test_a_ranking_blends_what_the_baselines_say_after_that_history(run: OpenRun
     (odds,) = recommender._scorer.score([request])
     met = [Met(each.item_id, each.label, each.rating) for each in request.history]
     joined = {name: run.settings.served[name].answer(met, items) for name in NAMES}
-    own = run.settings.own(odds, joined)
-    np.testing.assert_allclose(0.5 * own + 0.25 * joined["stack"] + 0.125 * joined["network"] - 0.25, odds)
+    (own,) = CandidateScorer(run, silent, calibrated=False).score([request])
+    np.testing.assert_allclose(0.5 * own + 0.25 * joined["stack"] + 0.125 * joined["network"] - 0.25, odds, atol=1e-4)
     turned = recommender.ask(
         [({"item_id": each["item_id"]}, each["rating"] < 4) for each in history], [{"item_id": item} for item in items]
     ).request
@@ -139,11 +142,11 @@ def test_a_report_shows_the_model_alone_and_the_baselines_without_it(trained: Pa
         without = np.column_stack(list(joined_rows(run.settings.served, data, rows, protocol).values())) @ weights
         assert part["models"][WITHOUT]["metrics"]["auc"] == pytest.approx(auc(labels, without + offset))
         assert f"tuned - {WITHOUT}" in part["paired_differences"]
-    assert report["calibration"]["blend"] == {"stack": 0.25, "network": 0.125}
+    assert report["calibration"]["blend"] == BLEND
     assert any(note.startswith("What the language model adds to its baselines") for note in report["notes"])
     # Neither is a baseline that the verdict may name.
     assert ALONE not in report["verdict"] and WITHOUT not in report["verdict"]
-    assert "0.25 of stack" in report["how_made"]["calibration"].replace("'s", "")
+    assert "0.25 of stack" in report["how_made"]["calibration"]
 
 
 def test_validation_scores_are_checked_against_training_before_the_blend(trained: Path) -> None:
@@ -166,9 +169,15 @@ def test_a_file_of_records_is_blended_and_needs_the_items_of_its_histories(run: 
         for item, rating in zip(record["history_item_ids"], record["history_ratings"], strict=True)
     ]
     joined = {name: run.settings.served[name].answer(met, [str(record["candidate_item_id"])]) for name in NAMES}
-    own = run.settings.own(np.array([answer["log_odds"]]), joined)
-    (base,) = map(json.loads, (tmp_path / "out" / "base_predictions.jsonl").open(encoding="utf-8"))
-    assert abs(own[0] - base["log_odds"]) < 5 and own[0] != pytest.approx(answer["log_odds"], abs=1e-3)
+    # The history of a record is shorter than the window that an event of the dataset is shown in.
+    history = [
+        Event(title, rating, each.label, each.item)
+        for title, rating, each in zip(record["history_titles"], record["history_ratings"], met, strict=True)
+    ]
+    asked = Request(history, [Candidate(record["candidate_title"], 0.0, str(record["candidate_item_id"]))])
+    (own,) = CandidateScorer(run, silent, calibrated=False).score([asked])
+    expected = 0.5 * own + 0.25 * joined["stack"] + 0.125 * joined["network"] - 0.25
+    assert answer["log_odds"] == pytest.approx(float(expected[0]), abs=1e-4)
     del record["history_item_ids"]
     whole.write_text(json.dumps(record) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="record 1: no history_item_ids, but this run knows items by their ids"):
@@ -186,11 +195,13 @@ def test_a_run_is_calibrated_again_with_other_baselines_or_none(
     monkeypatch.setattr(calibration, "LEAST", 10)
     monkeypatch.setattr(calibration, "RARER", 2)
     monkeypatch.setattr(calibration, "fit_platt", lambda labels, odds: seen.append(odds) or (1.0, 0.5))
-    monkeypatch.setattr(calibration, "fit_blend", lambda labels, odds: (np.array([0.5, 0.75]), 0.0))
+    monkeypatch.setattr(calibration, "fit_blend", lambda labels, odds: (np.array([0.0, 0.75]), 0.0))
     alone = recalibrate(copy, ["blend=[]"], silent, QUIET)
-    assert alone.blend == {} and alone.baselines == {} and alone.alone is None
-    one = recalibrate(copy, ["blend=[network]"], silent, QUIET)
-    assert one.blend == {"network": 0.75} and set(one.baselines) == {"network"}
+    assert alone.blend == {} and alone.baselines == {}
+    said: list[str] = []
+    one = recalibrate(copy, ["blend=[network]"], said.append, QUIET)
+    assert one.blend == {"model": 0.0, "network": 0.75, "offset": 0.0} and set(one.baselines) == {"network"}
+    assert "blend: the language model adds nothing to network on validation, so answers are theirs alone" in said
     # Both times from the model's own log-odds, whatever was saved before.
     for odds in seen:
         np.testing.assert_allclose(odds, own["log_odds"].to_numpy(), atol=1e-4)
@@ -204,11 +215,11 @@ def test_a_run_is_calibrated_again_with_other_baselines_or_none(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blend": {"stack": -1.0}}, "blend is"),
-        ({"blend": {"another": 1.0}}, "blend is"),
+        ({"blend": {**BLEND, "stack": -1.0}}, "blend is"),
+        ({"blend": {**BLEND, "another": 1.0}}, "blend is"),
+        ({"blend": {"stack": 1.0, "offset": 0.0}}, "blend is"),
+        ({"blend": {"model": 1.0, "offset": 0.0}}, "blend is"),
         ({"blend": ["stack"]}, "blend is"),
-        ({"alone": {"temperature": 0.0, "offset": 0.0}}, "alone is"),
-        ({"alone": {}}, "alone is"),
         ({"baselines": {"another": {"file": "x", "sha256": "y"}}}, "baselines is"),
     ],
 )

@@ -103,13 +103,12 @@ def test_weights_that_were_put_in_are_found_again_and_held_with_their_baselines(
     labels, odds, joined = with_two_baselines(40_000)
     said: list[str] = []
     found = calibrate(PLAIN, labels, odds, SERVED, joined, said.append)
-    assert found.temperature == pytest.approx(2.0, rel=0.06)
-    assert found.blend == {"stack": pytest.approx(0.25, rel=0.06), "network": pytest.approx(1.0, rel=0.06)}
-    assert found.offset == pytest.approx(-0.8, abs=0.06)
+    weights = {"model": 0.5, "stack": 0.25, "network": 1.0, "offset": -0.8}
+    assert found.blend == {name: pytest.approx(weight, rel=0.06, abs=0.02) for name, weight in weights.items()}
     assert found.fitted == {"stack": b"stack", "network": b"network"} and set(found.baselines) == set(SERVED)
-    np.testing.assert_allclose(found.own(found.calibrated(odds, joined), joined), odds)
     alone = calibrate(PLAIN, labels, odds)
-    assert found.alone == {"temperature": alone.temperature, "offset": alone.offset}
+    assert (found.temperature, found.offset) == (alone.temperature, alone.offset)
+    np.testing.assert_array_equal(found.alone(odds), alone.calibrated(odds))
     assert log_loss(labels, found.calibrated(odds, joined)) < log_loss(labels, alone.calibrated(odds)) - 0.05
     assert said[0].startswith("blend: weights of the log-odds on 40,000 validation events: model 0.")
 
@@ -122,22 +121,22 @@ def test_fitting_again_drops_what_was_joined_before() -> None:
     started = replace(PLAIN, prompt={"prior": "stack"}).with_baselines({"stack": SERVED["stack"]})
     only = {"network": joined["network"]}
     both = calibrate(started, labels, odds, {"network": SERVED["network"]}, only)
-    assert set(both.baselines) == {"stack", "network"} and set(both.blend) == {"network"}
+    assert set(both.baselines) == {"stack", "network"} and set(both.blend) == {"model", "network", "offset"}
     assert set(calibrate(both, labels, odds).baselines) == {"stack"}
 
 
-def test_where_no_blend_can_be_made_the_model_answers_alone_and_it_is_said() -> None:
-    labels, odds, joined = with_two_baselines(1000)
-    random = np.random.default_rng(5)
-    truth = {"stack": np.where(labels == 1, 2.0, -2.0) + random.normal(0, 1, 1000), "network": joined["network"]}
-    for case, given, line in (
-        (labels[:150], odds[:150], "blend: 150 validation events, "),
-        (labels, -odds, "blend: the model orders the validation events no better than chance"),
-        (labels, -odds + 3.0 * truth["stack"], "blend: beside stack and network the model itself adds nothing"),
-    ):
+def test_too_few_events_for_a_blend_leave_the_model_alone_and_that_is_said() -> None:
+    labels, odds, joined = with_two_baselines(150)
+    said: list[str] = []
+    found = calibrate(PLAIN, labels, odds, SERVED, joined, said.append)
+    assert found == PLAIN and len(said) == 1 and said[0].startswith("blend: 150 validation events, ")
+
+
+def test_a_model_that_adds_nothing_has_no_weight_and_that_is_said() -> None:
+    labels, odds, joined = with_two_baselines(2000)
+    for own in (-odds, odds + np.where(labels == 1, -2.0, 2.0), np.ones(2000)):
         said: list[str] = []
-        others = {name: each[: len(case)] for name, each in truth.items()}
-        found = calibrate(PLAIN, case, given, SERVED, others, said.append)
-        assert found.blend == {} and found.alone is None and found.baselines == {}
-        assert len(said) == 1 and said[0].startswith(line)
-        assert found == calibrate(PLAIN, case, given)
+        found = calibrate(PLAIN, labels, own, SERVED, joined, said.append)
+        assert found.blend["model"] == 0 and min(found.blend["stack"], found.blend["network"]) > 0
+        assert found.calibrated(own, joined).tolist() == found.calibrated(0 * own, joined).tolist()
+        assert said[1].startswith("blend: the language model adds nothing to stack and network on validation")

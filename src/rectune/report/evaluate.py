@@ -31,7 +31,7 @@ from rectune.score.frozen import score_frozen
 from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run
-from rectune.score.score import TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
+from rectune.score.score import OWN, TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
 from rectune.train.start import HISTORY
 from rectune.train.train import VALIDATION_PREDICTIONS
 
@@ -59,21 +59,25 @@ class _Split:
 
 
 def _frozen(
-    run: OpenRun, data: Dataset, split: str, tables: dict[str, pl.DataFrame], say: Say, console: Console
+    run: OpenRun, data: Dataset, split: str, rows: Rows, tables: dict[str, pl.DataFrame], say: Say, console: Console
 ) -> dict[str, pl.DataFrame]:
     """The same rows, scored by the same models with each user's history frozen at the split."""
     like = next(iter(tables.values()))
     users = like.group_by(USER_ID, maintain_order=True).agg(ITEM_ID)
     cases = [_Split(user, list(dict.fromkeys(items))) for user, items in users.iter_rows()]
     say(f"frozen: the same {like.height:,} events, each user's after the history before the split")
-    scored = score_frozen(run, data, split, cases, list(tables), "frozen", say, console)
+    scored = score_frozen(run, data, split, cases, list(tables), "frozen", say, console, calibrated=False)
     keys = like.select(USER_ID, ITEM_ID)
-    return {
+    tables = {
         which: predictions_as(
             like, keys.join(found, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")["log_odds"].to_numpy()
         )
         for which, found in scored.items()
     }
+    own = tables[TUNED]["log_odds"].to_numpy()
+    joined = joined_rows(run.settings.joining, data, rows, FROZEN)
+    final = predictions_as(like, run.settings.calibrated(own, joined))
+    return {**tables, TUNED: final.with_columns(pl.Series(OWN, own))}
 
 
 def _command(folder: Path, overrides: list[str], split: str, mode: str, untuned: bool) -> str:
@@ -117,7 +121,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _check_against_training(run: OpenRun, data: Dataset, table: pl.DataFrame, rows: Rows, say: Say) -> None:
+def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None:
     """Say by how much validation scores differ from those that training saw for the best adapter.
 
     Raises:
@@ -133,10 +137,7 @@ def _check_against_training(run: OpenRun, data: Dataset, table: pl.DataFrame, ro
     if not then["row_id"].equals(table["row_id"]):
         say("check: these are not the validation rows of training, so their scores are not compared")
         return
-    settings = run.settings
-    joined = joined_rows({name: settings.served[name] for name in settings.blend}, data, rows)
-    now = settings.own(table["log_odds"].to_numpy(), joined)
-    largest = float(np.abs(then["log_odds"].to_numpy() - now).max(initial=0.0))
+    largest = float(np.abs(then["log_odds"].to_numpy() - table[OWN].to_numpy()).max(initial=0.0))
     say(f"check: largest difference from the scores during training, row by row: {largest:g} in log-odds")
 
 
@@ -183,7 +184,7 @@ def evaluate(
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
     found = score_rows(run, data, rows, models, mode, say, console)
     if split == VALIDATION:
-        _check_against_training(run, data, found[TUNED], rows, say)
+        _check_against_training(run, found[TUNED], say)
     if mode == "generate":
         for which, table in found.items():
             same = agreement(table["generated"].to_list(), table["log_odds"].to_numpy(), run.prompts.verbalizer)
@@ -192,7 +193,7 @@ def evaluate(
             say(generated_line(which, given))
     for which, table in found.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
-    frozen = _frozen(run, data, split, found, say, console)
+    frozen = _frozen(run, data, split, rows, found, say, console)
     for which, table in frozen.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}_frozen.parquet")
     fitted = fit_baselines(
@@ -200,9 +201,9 @@ def evaluate(
         quick=run.config.baselines == "quick",
     )  # fmt: skip
     like, row_ids = found[TUNED], found[TUNED][ROW_ID]
-    online, own = dict(found), None
+    online = dict(found)
     if run.settings.blend:
-        own = add_parts(run, data, rows, {ONLINE: online, FROZEN: frozen})
+        add_parts(run, data, rows, {ONLINE: online, FROZEN: frozen})
     for baseline in fitted.notes:
         online[baseline], frozen[baseline] = (
             predictions_as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
@@ -213,7 +214,7 @@ def evaluate(
         _how_made(run, data, split, _command(folder, overrides, split, mode, untuned)), run.settings.threshold,
         out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
         cuts=slices_of(data, rows),
-        calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend, own),
+        calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend),
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
     console.print(report["verdict"], highlight=False)

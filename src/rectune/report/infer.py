@@ -231,7 +231,7 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
             generate_answers(run.model, trees, run.loaded.tokenizer, verbalizer, size) if mode == "generate" else None
         )
     if which == TUNED:
-        joined = {name: np.array([each.joined[name] for each in questions]) for name in run.settings.blend}
+        joined = {name: np.array([each.joined[name] for each in questions]) for name in run.settings.joining}
         log_odds = run.settings.calibrated(log_odds, joined)
     score = probability(log_odds)
     labels: list[int | None] = [int(value >= run.settings.threshold) for value in score]

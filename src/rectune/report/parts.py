@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rectune.baselines.questions import ONLINE, split_rows
+from rectune.baselines.questions import split_rows
 from rectune.data.columns import LABEL, VALIDATION
 from rectune.measure.blending import fit_blend
 from rectune.measure.classification import probability
@@ -16,20 +16,20 @@ from rectune.prompt.dataset import Dataset
 from rectune.report.verdict import ALONE, WITHOUT
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun
-from rectune.score.score import TUNED
-from rectune.score.settings import AdapterSettings
+from rectune.score.score import OWN, TUNED
+from rectune.score.settings import OFFSET, AdapterSettings
 
 
 def predictions_as(like: pl.DataFrame, log_odds: np.ndarray[Any, Any]) -> pl.DataFrame:
     """Predictions of another model on the same rows."""
-    return like.select(pl.exclude("generated", "generated_label")).with_columns(
+    return like.select(pl.exclude("generated", "generated_label", OWN)).with_columns(
         log_odds=pl.Series(log_odds, dtype=pl.Float64), score=pl.Series(probability(log_odds), dtype=pl.Float64)
     )
 
 
 def add_parts(
     run: OpenRun, data: Dataset, rows: npt.NDArray[np.int64], protocols: dict[str, dict[str, pl.DataFrame]]
-) -> npt.NDArray[np.float64]:
+) -> None:
     """Put the model by itself, and the baselines that join it weighed without it, among the tables of each protocol.
 
     The weights of these baselines are fitted on all validation events, online, as the whole blend's are on those that
@@ -38,28 +38,22 @@ def add_parts(
     Args:
         run, data, rows: what was scored.
         protocols: protocol → model → predictions; changed.
-
-    Returns:
-        The model's own log-odds, online, float64 [rows].
     """
-    settings = run.settings
-    served = {name: settings.served[name] for name in settings.blend}
+    served = run.settings.joining
     held_out = split_rows(data.events, VALIDATION)
     labels = data.events[LABEL].to_numpy()[held_out]
     weights, offset = fit_blend(labels, np.column_stack(list(joined_rows(served, data, held_out).values())))
-    alone = settings.alone or {"temperature": 1.0, "offset": 0.0}
-    found: dict[str, npt.NDArray[np.float64]] = {}
     for protocol, tables in protocols.items():
         joined = joined_rows(served, data, rows, protocol)
         like = tables[TUNED]
-        found[protocol] = settings.own(like["log_odds"].to_numpy(), joined)
-        tables[ALONE] = predictions_as(like, found[protocol] / alone["temperature"] + alone["offset"])
+        tables[ALONE] = predictions_as(like, run.settings.alone(like[OWN].to_numpy()))
         if len(served) > 1:
             tables[WITHOUT] = predictions_as(like, np.column_stack(list(joined.values())) @ weights + offset)
-    return found[ONLINE]
 
 
 def calibration_text(settings: AdapterSettings) -> str:
     """How scores were made probabilities, in words."""
-    joined = "".join(f" + {weight:.4g} of {name}'s" for name, weight in settings.blend.items())
-    return f"log-odds / {settings.temperature:.4g}{joined} + {settings.offset:.4g}, fitted on validation"
+    if not settings.blend:
+        return f"log-odds / {settings.temperature:.4g} + {settings.offset:.4g}, fitted on validation"
+    parts = " + ".join(f"{weight:.4g} of {name}" for name, weight in settings.blend.items() if name != OFFSET)
+    return f"log-odds: {parts} + {settings.blend[OFFSET]:.4g}, fitted on validation"

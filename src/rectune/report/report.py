@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from rectune.baselines.questions import FROZEN, PROTOCOLS
@@ -22,7 +20,7 @@ from rectune.report import figures
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
 from rectune.report.page import PageContent, PageFigure, render_page
 from rectune.report.verdict import ALONE, FROZEN_UAUC, METRIC_NAMES, WITHOUT, Estimate, comparison_sentence, verdict
-from rectune.score.score import TUNED, UNTUNED
+from rectune.score.score import OWN, TUNED, UNTUNED
 
 PROTOCOL = "online: each test event is scored given everything strictly earlier"
 
@@ -40,14 +38,12 @@ class Calibration:
 
     Attributes:
         temperature, offset: of the model's log-odds.
-        blend: weights of the baselines that join them.
-        own: float64 [rows]; the model's log-odds before all this, where `blend` is not empty.
+        blend: weights of the model and of the baselines that join it, and the offset; empty where none does.
     """
 
     temperature: float = 1.0
     offset: float = 0.0
     blend: Mapping[str, float] = field(default_factory=dict)
-    own: npt.NDArray[np.float64] | None = None
 
 
 _NOTHING_FITTED = Calibration()
@@ -178,7 +174,7 @@ def measured(
 def _calibration(tuned: pl.DataFrame, fitted: Calibration) -> dict[str, Any]:
     """Log loss and ECE of the tuned model's scores, with and without what was fitted on validation."""
     labels, odds = tuned["label"].to_numpy(), tuned["log_odds"].to_numpy()
-    raw = (odds - fitted.offset) * fitted.temperature if fitted.own is None else fitted.own
+    raw = tuned[OWN].to_numpy() if OWN in tuned.columns else (odds - fitted.offset) * fitted.temperature
     return {
         "temperature": fitted.temperature,
         "offset": fitted.offset,

@@ -13,7 +13,7 @@ from rectune.baselines.served import Served
 from rectune.measure.blending import fit_blend
 from rectune.measure.scaling import fit_platt
 from rectune.measure.threshold import choose_threshold
-from rectune.score.settings import AdapterSettings, Floats
+from rectune.score.settings import MODEL, OFFSET, AdapterSettings, Floats
 
 LEAST, RARER = 200, 20
 """Validation events there must be, and those of the rarer label among them; of fewer, nothing is fitted."""
@@ -40,13 +40,13 @@ def calibrate(
         say: prints one line, where something asked for is left out.
 
     Returns:
-        The settings, with nothing fitted (1, 0 and one half, and no blend) where the events are too few, or where the
-        log-odds order them no better than the other way round. A blend in which the model itself would have no part
-        is none: the model then answers alone.
+        The settings, with nothing fitted (1, 0 and one half, and no blend) where the events are too few. A model whose
+        log-odds order the events no better than the other way round keeps them as they are, but may be blended: its
+        weight is then 0, as it is where it adds nothing to the baselines.
     """
     kept = {name for name in settings.baselines if name == settings.prompt.get("prior")}
     plain = replace(
-        settings, temperature=1.0, offset=0.0, threshold=0.5, blend={}, alone=None,
+        settings, temperature=1.0, offset=0.0, threshold=0.5, blend={},
         baselines={name: told for name, told in settings.baselines.items() if name in kept},
         fitted={name: content for name, content in settings.fitted.items() if name in kept},
     )  # fmt: skip
@@ -60,30 +60,24 @@ def calibrate(
             )
         return plain
     slope, offset = fit_platt(labels, log_odds)
-    if slope <= 0:
-        if joined:
-            say("blend: the model orders the validation events no better than chance, so it is left as it is")
-        return plain
-    found = replace(plain, temperature=1.0 / slope, offset=offset)
+    found = replace(plain, temperature=1.0 / slope, offset=offset) if slope > 0 else plain
     if joined:
-        found = _blended(found, labels, log_odds, joined, say)
+        found = _blended(found, labels, log_odds, joined, say).with_baselines(served or {})
+    elif slope <= 0:
+        return plain
     final = found.calibrated(log_odds, joined)
-    found = replace(found, threshold=choose_threshold(labels, final, "accuracy"))
-    return found.with_baselines({name: (served or {})[name] for name in found.blend})
+    return replace(found, threshold=choose_threshold(labels, final, "accuracy"))
 
 
 def _blended(
     alone: AdapterSettings, labels: Labels, log_odds: Floats, joined: Mapping[str, Floats], say: Callable[[str], None]
 ) -> AdapterSettings:
-    """Settings calibrated by themselves, with the baselines weighed in."""
-    (own, *weights), offset = fit_blend(labels, np.column_stack([log_odds, *joined.values()]))
-    if own <= 0:
-        say(f"blend: beside {' and '.join(joined)} the model itself adds nothing on validation, so none joins")
-        return alone
-    blend = {name: float(weight) for name, weight in zip(joined, weights, strict=True)}
-    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in {"model": float(own), **blend}.items())
+    """Settings with the baselines weighed in."""
+    weights, offset = fit_blend(labels, np.column_stack([log_odds, *joined.values()]))
+    blend = {name: float(weight) for name, weight in zip((MODEL, *joined), weights, strict=True)}
+    shares = ", ".join(f"{name} {weight:.3f}" for name, weight in blend.items())
     say(f"blend: weights of the log-odds on {len(labels):,} validation events: {shares}")
-    return replace(
-        alone, temperature=1.0 / float(own), offset=offset, blend=blend,
-        alone={"temperature": alone.temperature, "offset": alone.offset},
-    )  # fmt: skip
+    if not blend[MODEL]:
+        names = " and ".join(joined)
+        say(f"blend: the language model adds nothing to {names} on validation, so answers are theirs alone")
+    return replace(alone, blend={**blend, OFFSET: offset})

@@ -84,7 +84,7 @@ def request_joined(run: OpenRun, request: Request) -> dict[str, Floats]:
     Raises:
         ModelError: one of them is of another version.
     """
-    return {name: run.settings.served[name].answer(*_met(request)) for name in run.settings.blend}
+    return {name: each.answer(*_met(request)) for name, each in run.settings.joining.items()}
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,14 @@ class CandidateScorer:
         run: from `open_run`; its `scoring_memory_gib` bounds a pass and the trunks that are kept.
         say: prints one line.
         tuned: False asks the base model without its adapter.
+        calibrated: False leaves the tuned model's log-odds as they are, prior added.
     """
 
-    def __init__(self, run: OpenRun, say: Say, tuned: bool = True) -> None:
+    def __init__(self, run: OpenRun, say: Say, tuned: bool = True, calibrated: bool = True) -> None:
         self.run = run
         self.say = say
         self.tuned = tuned
+        self.calibrated = calibrated
         self.budget = scoring_budget(run.model, run.config.scoring_memory_gib)
         self.trunks = Trunks(self.budget.kept)
         if self.budget.tight:
@@ -145,7 +147,7 @@ class CandidateScorer:
                 found[piece.request][piece.which] += odds
                 if progress is not None and piece.which:
                     progress(len(piece.which))
-        if self.tuned:
+        if self.tuned and self.calibrated:
             settings = self.run.settings
             found = [
                 settings.calibrated(odds, request_joined(self.run, request))

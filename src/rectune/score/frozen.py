@@ -69,6 +69,7 @@ def score_frozen(
     purpose: str,
     say: Say,
     console: Console,
+    calibrated: bool = True,
 ) -> dict[str, pl.DataFrame]:
     """Log-odds of every item that the models are asked about, one request a user.
 
@@ -83,6 +84,7 @@ def score_frozen(
         purpose: keeps the chunks of one kind of evaluation apart from another's.
         say: prints one line.
         console: shows progress.
+        calibrated: False leaves the tuned model's log-odds as they are, prior added.
 
     Returns:
         For each model user_id, item_id, log_odds, in the order of the cases.
@@ -90,7 +92,7 @@ def score_frozen(
     Raises:
         ModelError: the adapter changes no answer.
     """
-    scorers = {which: CandidateScorer(run, say, tuned=which == TUNED) for which in models}
+    scorers = {which: CandidateScorer(run, say, tuned=which == TUNED, calibrated=calibrated) for which in models}
     items = Items(run, data.catalog)
     candidate = cache(items.candidate)
     users = {case.user for case in cases}
@@ -104,7 +106,7 @@ def score_frozen(
     # In half precision it shows in the scores how many tokens go into a pass.
     passes = str(next(iter(scorers.values())).budget.tokens)
     asked = (part for case in cases for part in (case.user, *case.asked(TUNED)))
-    key = run.scoring_key(data.content_hash, purpose, split, str(CHUNK), passes, *asked)
+    key = run.scoring_key(data.content_hash, purpose, str(calibrated), split, str(CHUNK), passes, *asked)
     store = run.folder / "scoring" / key
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
     total = sum(len(case.asked(which)) for case in cases for which in models)

@@ -13,7 +13,7 @@ from rectune.errors import ConfigError
 from rectune.score.calibrate import calibrate
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import open_run
-from rectune.score.score import TUNED, open_data, score_rows, split_rows
+from rectune.score.score import OWN, TUNED, open_data, score_rows, split_rows
 from rectune.score.settings import AdapterSettings
 
 
@@ -43,10 +43,8 @@ def recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], 
         run.config.blend, data.events, data.catalog, data.content_hash, run.config.preprocessing_cache_dir, say
     )
     table = score_rows(run, data, rows, (TUNED,), "logits", say, console)[TUNED]
-    before = joined_rows({name: run.settings.served[name] for name in run.settings.blend}, data, rows)
-    own = run.settings.own(table["log_odds"].to_numpy(), before)
     joined = joined_rows(served, data, rows)
-    settings = calibrate(run.settings, table[LABEL].to_numpy(), own, served, joined, say)
+    settings = calibrate(run.settings, table[LABEL].to_numpy(), table[OWN].to_numpy(), served, joined, say)
     settings.save(folder)
     say(
         f"calibrated on {len(rows):,} validation events: temperature {settings.temperature:.3f}, offset "

@@ -28,6 +28,8 @@ from rectune.score.scorer import CHUNK, score_trees
 
 TUNED, UNTUNED = "tuned", "untuned"
 """Names of the two models; in a report every other name is a baseline."""
+OWN = "model_log_odds"
+"""Column of the tuned model's predictions: its log-odds before calibration and blend."""
 MODES = ("logits", "generate")
 
 Say = Callable[[str], None]
@@ -84,7 +86,7 @@ def score_rows(
 
     Returns:
         For each model a frame as `prediction_frame` makes it, in the order of `rows`; the tuned one's log-odds are
-        blended and calibrated.
+        blended and calibrated, and stand as they were, prior added, in OWN.
 
     Raises:
         ConfigError: an unknown mode.
@@ -118,13 +120,14 @@ def score_rows(
     if TUNED in scored and UNTUNED in scored:
         _check_adapter(run, scored)
     result = {}
-    blended = {name: run.settings.served[name] for name in run.settings.blend} if TUNED in scored else {}
-    joined = joined_rows(blended, data, rows)
+    joined = joined_rows(run.settings.joining if TUNED in scored else {}, data, rows)
     for which, frame in scored.items():
         odds = frame["log_odds"].to_numpy()
-        odds = run.settings.calibrated(odds, joined) if which == TUNED else odds
+        own, odds = odds, run.settings.calibrated(odds, joined) if which == TUNED else odds
         table = prediction_frame(data, rows, odds, trees.shown_from)
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
+        if which == TUNED:
+            result[which] = result[which].with_columns(pl.Series(OWN, own))
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them
         store.parent.rmdir()

@@ -35,6 +35,8 @@ RATES = "item_rates.parquet"
 """Like-rates of the training events, for candidates that are no event of the dataset."""
 BASELINE_FILES = {name: f"{name}.safetensors" for name in KINDS}
 """The baselines that the model starts from, or that join its answer."""
+MODEL, OFFSET = "model", "offset"
+"""In a blend beside the baselines' names."""
 _CONTENT = ("rates", "fitted")
 """Fields that are files of their own."""
 
@@ -64,8 +66,8 @@ class AdapterSettings:
             only writes them as text), `from` and `strength` as in the configuration, `file` and its `sha256`.
         baselines: name → `file` and `sha256` of each baseline that the model starts from or that joins its answer.
         temperature, offset: log-odds are divided by the one, and the other is added, so that scores are probabilities.
-        blend: name → weight of each baseline whose log-odds are added beside that.
-        alone: temperature and offset of the model by itself, where baselines join its answer; else None.
+        blend: where baselines join the answer, the weight of each one's log-odds by name, that of the model's own as
+            `model`, and the `offset` that is added, in place of temperature and offset; else empty.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
@@ -85,7 +87,6 @@ class AdapterSettings:
     temperature: float = 1.0
     offset: float = 0.0
     blend: dict[str, float] = field(default_factory=dict)
-    alone: dict[str, float] | None = None
     threshold: float = 0.5
     versions: dict[str, str] = field(default_factory=versions)
     rates: bytes | None = field(default=None, repr=False)
@@ -123,20 +124,32 @@ class AdapterSettings:
 
         Args:
             log_odds: [n]; the model's own, prior added.
-            joined: log-odds of every baseline of `blend`, each [n].
+            joined: log-odds of every baseline of `joining`, each [n].
         """
-        found: Floats = log_odds / self.temperature + self.offset
-        for name, weight in self.blend.items():
-            found = found + weight * (joined or {})[name]
+        if not self.blend:
+            return self.alone(log_odds)
+        found: Floats = self.blend[MODEL] * log_odds + self.blend[OFFSET]
+        for name in self._joining:
+            found = found + self.blend[name] * (joined or {})[name]
         return found
 
-    def own(self, log_odds: Floats, joined: Mapping[str, Floats] | None = None) -> Floats:
-        """The model's own log-odds, prior added, out of what `calibrated` has made of them."""
-        rest = log_odds - self.offset
-        for name, weight in self.blend.items():
-            rest = rest - weight * (joined or {})[name]
-        found: Floats = rest * self.temperature
+    def alone(self, log_odds: Floats) -> Floats:
+        """What `calibrated` would be, if no baseline joined the answer."""
+        found: Floats = log_odds / self.temperature + self.offset
         return found
+
+    @property
+    def joining(self) -> dict[str, Served]:
+        """The baselines that join the answer, by name.
+
+        Raises:
+            ModelError: one is of another version.
+        """
+        return {name: self.served[name] for name in self._joining}
+
+    @property
+    def _joining(self) -> list[str]:
+        return [name for name in self.blend if name not in (MODEL, OFFSET)]
 
     @cached_property
     def served(self) -> dict[str, Served]:
@@ -296,18 +309,15 @@ def load_settings(folder: Path) -> AdapterSettings:
     )
     if known_baselines and found.prompt.get("prior") == "stack":
         known_baselines = "stack" in baselines
-    known_blend = isinstance(blend, dict) and all(
-        known_baselines and name in baselines and _number(weight) and weight >= 0 for name, weight in blend.items()
-    )
-    known_alone = found.alone is None or (
-        isinstance(found.alone, dict)
-        and set(found.alone) == {"temperature", "offset"}
-        and all(_number(value) for value in found.alone.values())
-        and found.alone["temperature"] > 0
+    known_blend = blend == {} or (
+        known_baselines
+        and isinstance(blend, dict)
+        and all(_number(weight) and (weight >= 0 or name == OFFSET) for name, weight in blend.items())
+        and {MODEL, OFFSET} < set(blend) <= {MODEL, OFFSET, *baselines}
     )
     for key, applies in (
         ("temperature", _number(found.temperature) and found.temperature > 0), ("offset", _number(found.offset)),
-        ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend), ("alone", known_alone),
+        ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend),
     ):  # fmt: skip
         if not applies:
             raise ModelError(
