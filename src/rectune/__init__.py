@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rectune.version import __version__
+
 if TYPE_CHECKING:
     from rectune.score.recommender import Recommender as Recommender
 
-__version__ = "0.1.0"
+__all__ = ["Recommender", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from rectune.errors import DataError
-from rectune.measure.classification import classification_metrics
+from rectune.measure.classification import classification_metrics, log_loss
 from rectune.measure.slices import cut_by_edges
 from rectune.report.report import Calibration, best_baseline, both_protocols, estimates, write_report
 
@@ -173,3 +173,28 @@ def test_the_disagreements_are_with_the_best_baseline(models, tmp_path):
     write_report(tmp_path, models, [], {}, bootstrap_draws=5)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "differs most from that of <bdi>item like-rate</bdi>" in page
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_blend_is_named_in_the_verdict_and_what_the_model_adds_is_told(models, tmp_path, weight):
+    parts = {
+        "tuned": models["tuned"].with_columns(model_log_odds=-models["tuned"]["log_odds"]),
+        "untuned": models["untuned"],
+        "tuned, alone": models["untuned"],
+        "blend without the model": models["tuned"].with_columns(pl.col("log_odds") * 0.5),
+        "item like-rate": models["item like-rate"],
+    }
+    blend = {"model": weight, "stack": 0.4, "network": 0.6, "offset": 0.1}
+    report = write_report(tmp_path, parts, [], {}, bootstrap_draws=20, calibration=Calibration(1.0, 0.0, blend))
+    assert report["verdict"].startswith("The tuned model with stack and network ")
+    assert report["calibration"]["blend"] == blend
+    labels, odds = models["tuned"]["label"].to_numpy(), models["tuned"]["log_odds"].to_numpy()
+    assert report["calibration"]["before"]["loss"] == pytest.approx(log_loss(labels, -odds))
+    silent = [note for note in report["notes"] if note.startswith("The language model has no weight")]
+    assert len(silent) == (weight == 0)
+    added = [note for note in report["notes"] if note.startswith("What the language model adds to its baselines")]
+    # The same order of the rows: nothing is added, to AUC or within users.
+    assert len(added) == 2 and all("cannot be told from zero" in note for note in added)
+    assert best_baseline(report) == "item like-rate"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "blend without the model" in page and "tuned, alone" in page

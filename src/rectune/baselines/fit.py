@@ -13,7 +13,6 @@ import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rectune import __version__
 from rectune.baselines.blended import NETWORK, STACK, fit_served
 from rectune.baselines.kept_network import network_key
 from rectune.baselines.models import BASELINES, Baseline, of_served
@@ -24,6 +23,7 @@ from rectune.errors import DataError
 from rectune.files import atomic_path, hash_file, hash_text, write_json
 from rectune.measure.classification import auc, log_loss
 from rectune.measure.scaling import fit_platt
+from rectune.version import __version__
 
 TABLE, NOTES = "baselines.parquet", "baselines.json"
 BASELINE, PROTOCOL, LOG_ODDS = "baseline", "protocol", "log_odds"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import polars as pl
 
-from rectune import __version__
 from rectune.baselines.questions import ONLINE, Log, Questions, ask, split_rows
 from rectune.baselines.sequential import NetworkSettings, SequentialNetwork, fit_network
 from rectune.data.columns import VALIDATION
 from rectune.files import atomic_path, hash_text
 from rectune.measure.classification import log_loss
+from rectune.version import __version__
 
 SEED = 0
 """Fixed, not taken from a run's configuration, so that runs with other seeds are compared with the same network."""

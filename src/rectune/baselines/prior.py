@@ -11,7 +11,6 @@ from zipfile import BadZipFile
 import numpy as np
 import polars as pl
 
-from rectune import __version__
 from rectune.baselines.questions import ONLINE, Floats, Log, Questions, ask, split_rows
 from rectune.baselines.stack import FOLDS, NAMES, Seen, Settings, Stack, fit_stack, see
 from rectune.config import Config
@@ -19,6 +18,7 @@ from rectune.data.columns import SPLIT, TRAIN, USER_ID, VALIDATION
 from rectune.errors import DataError
 from rectune.files import atomic_path, hash_text
 from rectune.measure.classification import log_loss
+from rectune.version import __version__
 
 SEED = 0
 """Fixed, not taken from a run's configuration, so that runs with other seeds start from the same place."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from rectune import __version__, wording
+from rectune import wording
 from rectune.config import Config
 from rectune.data import alpaca, folder
 from rectune.data import columns as c
@@ -26,6 +26,7 @@ from rectune.data.sources.movielens import MovieLens, read_movielens, read_wheel
 from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_folder, hash_file, hash_text, write_json
+from rectune.version import __version__
 from rectune.wheels import movielens_100k_files
 
 __all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rectune import __version__
 from rectune.baselines.item_rates import item_rates, rate_text, uses_rates
 from rectune.baselines.prior import prior_of
 from rectune.config import Config
@@ -39,6 +38,7 @@ from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.stream import StreamPrompts
 from rectune.prompt.tree import Trees
 from rectune.prompt.windows import Timelines, lay_windows
+from rectune.version import __version__
 from rectune.wording import item_texts, texts_for
 
 _FORMAT = "2"

@@ -21,6 +21,7 @@ from rectune.report.compare import check_same_rows, disagreements, measure, meas
 from rectune.report.page import PageContent, PageFigure, render_page
 from rectune.report.verdict import ALONE, FROZEN_UAUC, METRIC_NAMES, WITHOUT, Estimate, comparison_sentence, verdict
 from rectune.score.score import OWN, TUNED, UNTUNED
+from rectune.score.settings import MODEL, OFFSET
 
 PROTOCOL = "online: each test event is scored given everything strictly earlier"
 
@@ -88,27 +89,35 @@ def best_baseline(report: Mapping[str, Any], metric: str = "auc") -> str | None:
     return max(measured, key=lambda name: measured[name]) if measured else None
 
 
-def _sentence(report: Mapping[str, Any], metric: str, level: float) -> str:
-    """The verdict on one metric of one protocol."""
+def _sentence(report: Mapping[str, Any], metric: str, level: float, joining: Sequence[str]) -> str:
+    """The verdict on one metric of one protocol, on a model that these baselines join."""
     baseline = best_baseline(report, metric)
     against = (baseline, _difference(report, baseline, metric)) if baseline else None
-    return verdict(_difference(report, UNTUNED, metric), against, metric, level, UNTUNED in report["models"])
+    subject = f"The tuned model with {' and '.join(joining)}" if joining else "The tuned model"
+    return verdict(_difference(report, UNTUNED, metric), against, metric, level, UNTUNED in report["models"], subject)
 
 
 def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]:
     """The verdict on AUC online, and the same question asked of UAUC, with frozen histories where there are some."""
     if TUNED not in report["models"]:
         return "No tuned model was measured; these are the models it will have to beat.", []
+    blend = report["calibration"]["blend"]
+    joining = [name for name in blend if name not in (MODEL, OFFSET)]
     if set(report["models"]) == {TUNED}:
-        return _sentence(report, "auc", level), []
+        return _sentence(report, "auc", level, joining), []
     within = report["frozen"] or report
     what = "history frozen at the split" if report["frozen"] else "online"
-    notes = [f"Within users (UAUC, {what}, blind to who likes much): {_sentence(within, 'uauc', level)}"]
+    notes = [f"Within users (UAUC, {what}, blind to who likes much): {_sentence(within, 'uauc', level, joining)}"]
+    if blend and not blend[MODEL]:
+        notes.append(
+            "The language model has no weight in these answers: on validation it added nothing to "
+            f"{' and '.join(joining)}."
+        )
     for part, metric in ((report, "auc"), (within, "uauc")):
         if WITHOUT in part["models"]:
             parts = (_difference(part, WITHOUT, metric), f"the {WITHOUT}", metric, level)
             notes.append(f"What the language model adds to its baselines: {comparison_sentence(*parts)}")
-    return _sentence(report, "auc", level), notes
+    return _sentence(report, "auc", level, joining), notes
 
 
 def _figures(

@@ -110,6 +110,7 @@ def verdict(
     metric: str = "auc",
     level: float = 0.95,
     has_untuned: bool = True,
+    subject: str = "The tuned model",
 ) -> str:
     """The verdict: tuned against untuned, then tuned against the best baseline.
 
@@ -119,17 +120,18 @@ def verdict(
         metric: key of a metric where higher is better.
         level: of the intervals.
         has_untuned: whether an untuned model was measured at all.
+        subject: the first words.
 
     >>> verdict(Difference(0.1, 0.05, 0.15, 0.002), ("item like-rate", Difference(0.01, -0.01, 0.03, 0.4)))
     ... # doctest: +NORMALIZE_WHITESPACE
     'The tuned model beats the untuned one by 0.100 AUC (95 % interval 0.050 to 0.150). It does not beat
     the item like-rate baseline: the difference of 0.010 AUC cannot be told from zero (95 % interval −0.010 to 0.030).'
     """
-    sentences = [comparison_sentence(against_untuned, "the untuned one", metric, level)] if has_untuned else []
+    sentences = [comparison_sentence(against_untuned, "the untuned one", metric, level, subject)] if has_untuned else []
     if against_baseline is not None:
         name, difference = against_baseline
-        subject = "It" if sentences else "The tuned model"
-        sentences.append(comparison_sentence(difference, f"the {name} baseline", metric, level, subject))
+        words = "It" if sentences else subject
+        sentences.append(comparison_sentence(difference, f"the {name} baseline", metric, level, words))
     return " ".join(sentences) or "One model was measured, and nothing to compare it with."
 
 

@@ -20,7 +20,7 @@ from rectune.prompt.forest import Forest, lay_out
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 
-CHUNK = 1024
+CHUNK = 128
 """Trees that are batched together; scoring can be cut between chunks and go on later without changing a batch."""
 
 Floats = npt.NDArray[np.float64]

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rectune import __version__
 from rectune.baselines.blended import KINDS
 from rectune.baselines.item_rates import rate_table, uses_rates
 from rectune.baselines.served import Served
@@ -28,6 +27,7 @@ from rectune.errors import ModelError
 from rectune.files import atomic_path, write_json
 from rectune.prompt.encode import PROMPT_KEYS
 from rectune.prompt.verbalizer import Verbalizer
+from rectune.version import __version__
 from rectune.wording import texts_for
 
 FILE_NAME = "rectune.json"
