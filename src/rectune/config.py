@@ -231,8 +231,6 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append(f"blend: got {config.blend!r}, which names one twice; name each once")
     if "stack" in config.blend and config.prior == "stack":
         problems.append("blend: got 'stack' beside prior: stack, which has its log-odds in it already; leave one out")
-    if config.blend and config.eval_strategy == "no":
-        problems.append("blend: its weights are fitted on validation, but eval_strategy is no; use steps or epoch")
     if config.layout == "stream":
         if config.prompt_format not in ("chat", "completion"):
             problems.append(

@@ -144,7 +144,7 @@ def plain_answers(
 def made_up(log: Log, seed: int = 0, width: int = 8) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Weights of no training, all of them large enough to matter."""
     draw = torch.Generator().manual_seed(seed)
-    attributes = s._attributes(log)
+    attributes = s._attributes(log.genres, log.year)
     start = s._start(log, 7, width, draw)
     return {
         name: torch.empty_like(weight).normal_(0, 0.5, generator=draw) for name, weight in start.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rectune.baselines.questions import Floats, Log, Questions
@@ -32,6 +34,23 @@ def test_every_candidate_is_asked_about_after_the_whole_history_and_nothing_else
     assert shown.log.rating[0] == 4.5 and np.isnan(shown.log.rating[[1, 3, 4, 5]]).all() and shown.log.rating[2] == 2.0
     assert shown.asked.rows.tolist() == [3, 4, 5] and shown.asked.stops.tolist() == [3, 3, 3]
     assert not shown.log.known.any() and not shown.log.asked.any() and shown.log.first.tolist() == [0] * 6
+
+
+def test_a_log_of_another_catalog_is_shown_with_items_by_their_ids() -> None:
+    shown = Shown()
+    nothing = np.zeros(4, dtype=np.int64)
+    genres, year = np.ones((5, 2)), np.full(5, 1999.0)
+    log = Log(
+        nothing, np.array([0, 1, 2, 4]), nothing * 1.0, nothing * 1.0, nothing, nothing, nothing, nothing == 0,
+        nothing == 0, ["c", "new", "a", "b"], genres, year,
+    )  # fmt: skip
+    asked = Questions(np.arange(4), nothing)
+    shown.of_log(log, asked)
+    assert shown.log.item.tolist() == [2, 3, 0, 3] and shown.log.items == shown.items
+    assert shown.log.genres is shown.genres and shown.log.year is shown.year and shown.asked is asked
+    same = replace(log, items=["a", "b", "c"], item=np.array([0, 1, 2, 3]))
+    shown.of_log(same, asked)
+    assert shown.log is same
 
 
 def test_no_candidates_are_no_question() -> None:

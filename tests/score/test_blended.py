@@ -19,7 +19,7 @@ from rectune.config import Config, parse_config
 from rectune.data.columns import TEST, VALIDATION
 from rectune.errors import ConfigError, DataError, ModelError
 from rectune.measure.blending import fit_blend
-from rectune.measure.classification import auc
+from rectune.measure.classification import auc, log_loss
 from rectune.prompt.events import Event
 from rectune.report.evaluate import evaluate
 from rectune.report.infer import infer_file
@@ -32,6 +32,7 @@ from rectune.score.recalibrate import recalibrate
 from rectune.score.recommender import Recommender
 from rectune.score.score import OWN, TUNED, open_data, score_rows
 from rectune.score.settings import BASELINE_FILES, FILE_NAME
+from rectune.train.start import Resume
 from rectune.train.train import VALIDATION_PREDICTIONS, train
 
 QUIET = Console(quiet=True)
@@ -136,12 +137,25 @@ def test_a_report_shows_the_model_alone_and_the_baselines_without_it(trained: Pa
     rows, held_out = (split_rows(data.events, split) for split in (TEST, VALIDATION))
     labels, kept = (data.events["label"].gather(each).to_numpy().astype(int) for each in (rows, held_out))
     alone = 0.8 * own_scores(run, rows) + 0.1
-    assert report["models"][ALONE]["metrics"]["auc"] == pytest.approx(auc(labels, alone))
+    assert report["models"][ALONE]["metrics"]["loss"] == pytest.approx(log_loss(labels, alone))
     weights, offset = fit_blend(kept, np.column_stack(list(joined_rows(run.settings.served, data, held_out).values())))
     for part, protocol in ((report, ONLINE), (report["frozen"], FROZEN)):
         without = np.column_stack(list(joined_rows(run.settings.served, data, rows, protocol).values())) @ weights
-        assert part["models"][WITHOUT]["metrics"]["auc"] == pytest.approx(auc(labels, without + offset))
+        assert part["models"][WITHOUT]["metrics"]["loss"] == pytest.approx(log_loss(labels, without + offset))
+        assert part["models"][WITHOUT]["metrics"]["auc"] == pytest.approx(auc(labels, without))
         assert f"tuned - {WITHOUT}" in part["paired_differences"]
+    frozen = pl.read_parquet(trained / "predictions_test_tuned_frozen.parquet")
+    joined = joined_rows(run.settings.served, data, rows, FROZEN)
+    expected = 0.5 * frozen[OWN].to_numpy() + 0.25 * joined["stack"] + 0.125 * joined["network"] - 0.25
+    np.testing.assert_allclose(frozen["log_odds"].to_numpy(), expected)
+    # As a request with that history is answered.
+    mine = frozen.filter(pl.col("user_id") == frozen["user_id"][0])
+    log = Log.of(data.events, data.catalog)
+    past = data.events[int(log.first[rows[0]]) : int(ask(log, rows, FROZEN).stops[0])]
+    history = [({"item_id": item}, rating) for item, rating in past.select("item_id", "rating").iter_rows()]
+    recommender = Recommender.load(trained, say=silent)
+    scores = recommender.score(history, [{"item_id": item} for item in mine["item_id"].to_list()])
+    np.testing.assert_allclose(scores, mine["score"].to_numpy(), atol=1e-4)
     assert report["calibration"]["blend"] == BLEND
     assert any(note.startswith("What the language model adds to its baselines") for note in report["notes"])
     # Neither is a baseline that the verdict may name.
@@ -210,6 +224,43 @@ def test_a_run_is_calibrated_again_with_other_baselines_or_none(
     (copy / BASELINE_FILES["network"]).unlink()
     with pytest.raises(ModelError, match=r"no network.safetensors, which rectune.json names"):
         open_run(copy, [], silent)
+
+
+def test_calibrating_again_keeps_the_blend_and_resuming_keeps_the_calibration(
+    trained: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    monkeypatch.setattr(calibration, "LEAST", 10)
+    monkeypatch.setattr(calibration, "RARER", 2)
+    monkeypatch.setattr(calibration, "fit_blend", lambda labels, odds: (np.array([0.5, 0.4, 0.3]), 0.2))
+    again = recalibrate(copy, [], silent, QUIET)
+    assert again.blend == {"model": 0.5, "stack": 0.4, "network": 0.3, "offset": 0.2}
+    before = (copy / FILE_NAME).read_bytes()
+    train(config.with_overrides(output_dir=copy), silent, QUIET, Resume(latest=True))
+    assert (copy / FILE_NAME).read_bytes() == before
+
+
+def test_what_cannot_be_calibrated_is_one_line_and_changes_nothing(trained: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    before = (copy / FILE_NAME).read_bytes()
+    with pytest.raises(ConfigError, match="checkpoint-2: is a checkpoint, which --resume must find unchanged"):
+        recalibrate(copy / "checkpoint-2", [], silent, QUIET)
+    with pytest.raises(DataError, match=r"validation: \d+ events are too few to fit anything on .*Nothing was changed"):
+        recalibrate(copy, [], silent, QUIET)
+    with pytest.raises(ModelError, match=r"blend: got \['stack'\], but the weights saved with this run are for"):
+        open_run(copy, ["blend=[stack]"], silent)
+    saved = json.loads(before)
+    (copy / FILE_NAME).write_text(json.dumps({**saved, "data_hash": "another"}), encoding="utf-8")
+    with pytest.raises(DataError, match="not the dataset that the run was trained on"):
+        recalibrate(copy, [], silent, QUIET)
+    (copy / FILE_NAME).write_text(json.dumps({**saved, "stack": {"file": "x", "sha256": "y"}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="its stack was saved by an earlier version"):
+        open_run(copy, [], silent)
+
+
+def test_a_blend_without_validation_is_refused_before_anything_is_loaded(config: Config) -> None:
+    with pytest.raises(ConfigError, match="blend: its weights are fitted on validation, but eval_strategy is no"):
+        train(config.with_overrides(eval_strategy="no", dataset="nowhere"), silent, QUIET)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_too_few_events_for_a_blend_leave_the_model_alone_and_that_is_said() -> 
     labels, odds, joined = with_two_baselines(150)
     said: list[str] = []
     found = calibrate(PLAIN, labels, odds, SERVED, joined, said.append)
-    assert found == PLAIN and len(said) == 1 and said[0].startswith("blend: 150 validation events, ")
+    assert found == PLAIN and len(said) == 1 and said[0].startswith("blend: 150 validation events are too few")
 
 
 def test_a_model_that_adds_nothing_has_no_weight_and_that_is_said() -> None:

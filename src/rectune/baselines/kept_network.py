@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from rectune.baselines.questions import ONLINE, Log, Questions, ask, split_rows
-from rectune.baselines.sequential import NetworkSettings, SequentialNetwork, fit_network
+from rectune.baselines.sequential import FORMAT, NetworkSettings, SequentialNetwork, fit_network
 from rectune.data.columns import VALIDATION
 from rectune.files import atomic_path, hash_text
 from rectune.measure.classification import log_loss
@@ -18,8 +18,6 @@ SEED = 0
 """Fixed, not taken from a run's configuration, so that runs with other seeds are compared with the same network."""
 SETTINGS: Sequence[NetworkSettings] = (NetworkSettings(), NetworkSettings(width=32, window=400))
 """What is tried on validation, online."""
-_FORMAT = "1"
-
 Say = Callable[[str], None]
 
 
@@ -44,7 +42,7 @@ def choose_network(
 
 def network_key(content_hash: str) -> str:
     """Names the network of a dataset among others: what it was trained on, in which settings, by which version."""
-    return hash_text(_FORMAT, __version__, content_hash, str(SEED), *map(repr, SETTINGS))[:32]
+    return hash_text(FORMAT, __version__, content_hash, str(SEED), *map(repr, SETTINGS))[:32]
 
 
 def kept_network(

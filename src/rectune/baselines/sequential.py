@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Weights = dict[str, Tensor]
 
+FORMAT = "1"
+"""Of the weights and of what they are fed; raise it with every change of either, or of how they are trained."""
 _HEADS, _HIDDEN = 2, 64
 _DROPOUT, _EVENT_DROPOUT, _ITEM_DROPOUT, _RATING_DROPOUT = 0.2, 0.1, 0.05, 0.1
 _LEARNING_RATE, _WARM_UP, _DECAY = 2e-3, 100, 0.01
@@ -246,7 +248,7 @@ class SequentialNetwork(Served):
             "year": self.year,
             **{f"weight.{k}": w for k, w in self.weights.items()},
         }
-        told = {"items": self.items, "scale": asdict(self.scale), "settings": asdict(self.settings)}
+        told = {"items": self.items, "scale": asdict(self.scale), "settings": asdict(self.settings), "format": FORMAT}
         return to_file(tensors, {name: json.dumps(value) for name, value in told.items()})
 
     @classmethod
@@ -258,6 +260,8 @@ class SequentialNetwork(Served):
         """
         tensors, texts = from_file(content)
         try:
+            if json.loads(texts["format"]) != FORMAT:
+                raise ValueError("its parts are not those of this version")
             items, scale, settings = (json.loads(texts[name]) for name in ("items", "scale", "settings"))
             weights = {
                 name.removeprefix("weight."): each for name, each in tensors.items() if name.startswith("weight.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -46,6 +47,15 @@ class Served(ABC):
     @cached_property
     def _place(self) -> dict[str, int]:
         return {item: place for place, item in enumerate(self.items)}
+
+    def of_log(self, log: Log, asked: Questions) -> Floats:
+        """`score` for a log of any catalog: items are found by their ids, others are items that nobody knows."""
+        if log.items == self.items:
+            return self.score(log, asked)
+        place = np.array([self._place.get(item, len(self.items)) for item in log.items] + [len(self.items)])
+        return self.score(
+            replace(log, item=place[log.item], items=self.items, genres=self.genres, year=self.year), asked
+        )
 
     def answer(self, history: Sequence[Met], candidates: Sequence[str | None]) -> Floats:
         """Log-odds of candidates, by their item ids, after a history, oldest first: float64 [candidates]."""

@@ -23,7 +23,7 @@ from rectune.files import write_json
 from rectune.measure.classification import classification_metrics
 from rectune.prompt.dataset import Dataset
 from rectune.report.compare import write_comparison
-from rectune.report.parts import add_parts, calibration_text, predictions_as
+from rectune.report.parts import add_parts, predictions_as
 from rectune.report.report import SUMMARY, Calibration, both_protocols, write_report
 from rectune.report.slices import slices_of
 from rectune.report.verdict import summary_table
@@ -111,7 +111,7 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
         "adapter hash": run.adapter_hash,
         "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
         "leak": str(data.meta.get("leak", {}).get("note", "")),
-        "calibration": calibration_text(run.settings),
+        "calibration": run.settings.correction_text,
         "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
         "command": command,
     }

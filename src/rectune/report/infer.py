@@ -318,11 +318,11 @@ def infer_file(
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
     _check_lengths(run, asked, file, say)
-    if run.config.layout == "stream":
+    if run.config.layout == "stream" or run.settings.baselines:
         longest = max((len(record.get("history_titles") or []) for record in records), default=0)
         say(
-            f"history: at most {longest} events in this file's records; `rectune evaluate` shows a user's events as "
-            "far back as a window reaches, so its scores of the same rows are others"
+            f"history: at most {longest} events in this file's records; `rectune evaluate` shows the model "
+            "what a window holds, and the baselines all of a user's events, so its scores of the same rows are others"
         )
     if uses_rates(run.config):
         unrated = sum(str(record["candidate_item_id"]) not in run.settings.item_rates for record in records)

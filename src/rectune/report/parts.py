@@ -17,7 +17,6 @@ from rectune.report.verdict import ALONE, WITHOUT
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun
 from rectune.score.score import OWN, TUNED
-from rectune.score.settings import OFFSET, AdapterSettings
 
 
 def predictions_as(like: pl.DataFrame, log_odds: np.ndarray[Any, Any]) -> pl.DataFrame:
@@ -47,13 +46,4 @@ def add_parts(
         joined = joined_rows(served, data, rows, protocol)
         like = tables[TUNED]
         tables[ALONE] = predictions_as(like, run.settings.alone(like[OWN].to_numpy()))
-        if len(served) > 1:
-            tables[WITHOUT] = predictions_as(like, np.column_stack(list(joined.values())) @ weights + offset)
-
-
-def calibration_text(settings: AdapterSettings) -> str:
-    """How scores were made probabilities, in words."""
-    if not settings.blend:
-        return f"log-odds / {settings.temperature:.4g} + {settings.offset:.4g}, fitted on validation"
-    parts = " + ".join(f"{weight:.4g} of {name}" for name, weight in settings.blend.items() if name != OFFSET)
-    return f"log-odds: {parts} + {settings.blend[OFFSET]:.4g}, fitted on validation"
+        tables[WITHOUT] = predictions_as(like, np.column_stack(list(joined.values())) @ weights + offset)

@@ -288,6 +288,8 @@ def evaluate_topk(
     cold = sum(case.pool.by != DEFAULT for case in cases)
     if cold:
         notes.append(f"{cold:,} users of whom {DEFAULT} knows no like were given the most popular items.")
+    if run.settings.blend:
+        notes.append(f"Baselines have a part in the tuned model's answers: {run.settings.correction_text}.")
     table, _ = files_of(data.folder, split)
     options = ["--split", split] if split != TEST else []
     options += ["--max-users", str(max_users)] if max_users is not None else []

@@ -21,6 +21,12 @@ LEAST, RARER = 200, 20
 Labels = npt.NDArray[np.integer[Any]]
 
 
+def too_few(labels: Labels) -> bool:
+    """Whether nothing can be fitted on events with these labels, [n] of 0 and 1."""
+    likes = int(labels.sum())
+    return len(labels) < LEAST or min(likes, len(labels) - likes) < RARER
+
+
 def calibrate(
     settings: AdapterSettings,
     labels: Labels,
@@ -51,12 +57,11 @@ def calibrate(
         fitted={name: content for name, content in settings.fitted.items() if name in kept},
     )  # fmt: skip
     joined = joined or {}
-    likes = int(labels.sum())
-    if len(labels) < LEAST or min(likes, len(labels) - likes) < RARER:
+    if too_few(labels):
         if joined:
             say(
-                f"blend: {len(labels):,} validation events, {min(likes, len(labels) - likes)} of the rarer label, are "
-                f"too few to weigh baselines by ({LEAST} and {RARER} are needed), so none joins; raise max_eval_samples"
+                f"blend: {len(labels):,} validation events are too few to weigh baselines by ({LEAST} are needed, "
+                f"{RARER} of the rarer label), so none joins; raise max_eval_samples"
             )
         return plain
     slope, offset = fit_platt(labels, log_odds)

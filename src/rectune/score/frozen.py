@@ -106,7 +106,9 @@ def score_frozen(
     # In half precision it shows in the scores how many tokens go into a pass.
     passes = str(next(iter(scorers.values())).budget.tokens)
     asked = (part for case in cases for part in (case.user, *case.asked(TUNED)))
-    key = run.scoring_key(data.content_hash, purpose, str(calibrated), split, str(CHUNK), passes, *asked)
+    key = run.scoring_key(
+        data.content_hash, purpose, run.settings.correction if calibrated else "", split, str(CHUNK), passes, *asked
+    )
     store = run.folder / "scoring" / key
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
     total = sum(len(case.asked(which)) for case in cases for which in models)

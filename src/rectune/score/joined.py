@@ -32,4 +32,4 @@ def joined_rows(
     asked = ask(log, whole, protocol)
     place = np.searchsorted(whole, rows)
     chosen = Questions(asked.rows[place], asked.stops[place])
-    return {name: each.score(log, chosen) for name, each in served.items()}
+    return {name: each.of_log(log, chosen) for name, each in served.items()}

@@ -14,7 +14,7 @@ from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
 from rectune.prompt.layouts import Prompts, prompts_for
 from rectune.prompt.pieces import Pieces
-from rectune.score.settings import AdapterSettings, load_settings, prompt_of, quantization_of
+from rectune.score.settings import MODEL, OFFSET, AdapterSettings, load_settings, prompt_of, quantization_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OpenRun:
         return hash_file(self.folder / ADAPTER_FILE)
 
     def scoring_key(self, data_hash: str, *more: str) -> str:
-        """A name for scores of this run, 16 hexadecimal digits: whatever they depend on shows in it.
+        """A name for uncalibrated scores of this run, 16 hexadecimal digits: whatever they depend on shows in it.
 
         That is the whole configuration, since base model, quantisation, kernel, batch and prompt all move the scores.
 
@@ -52,7 +52,7 @@ class OpenRun:
             more: what else the caller's scores depend on.
         """
         return hash_text(
-            self.adapter_hash, data_hash, str(self.settings.prior), self.settings.correction, self.config.to_yaml(),
+            self.adapter_hash, data_hash, str(self.settings.prior), self.config.to_yaml(),
             str(self.loaded.dtype), self.loaded.attention, *more,
         )[:16]  # fmt: skip
 
@@ -76,6 +76,12 @@ def _check_overrides(given: Config, overrides: list[str], settings: AdapterSetti
             raise ModelError(
                 f"{key}: got {asked[key]!r}, but the adapter was trained with {settings.prompt[key]!r}, and a tuned "
                 "model is only asked as it was trained; leave this key out, or train again with it"
+            )
+        joining = [name for name in settings.blend if name not in (MODEL, OFFSET)]
+        if key == "blend" and given.blend != joining:
+            raise ModelError(
+                f"blend: got {given.blend!r}, but the weights saved with this run are for {joining!r}; "
+                f"`rectune calibrate RUN blend=...` fits others"
             )
         now = quantization_of(given)
         if key in ("use_qlora", "quantization_bit") and now != settings.quantization:

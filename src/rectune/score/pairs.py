@@ -226,7 +226,13 @@ def score_pairs(
     scorer = scorer or CandidateScorer(run, say)
     # In half precision it shows in the scores how many tokens go into a pass.
     key = run.scoring_key(
-        data.content_hash, "pairs", hash_file(pairs.file), as_of, str(CHUNK), str(scorer.budget.tokens)
+        data.content_hash,
+        "pairs",
+        run.settings.correction,
+        hash_file(pairs.file),
+        as_of,
+        str(CHUNK),
+        str(scorer.budget.tokens),
     )
     store = run.folder / "scoring" / key
     log_odds = np.full(work.asked.height, np.nan)

@@ -106,6 +106,14 @@ class AdapterSettings:
         return json.dumps([self.temperature, self.offset, self.blend, self.baselines], sort_keys=True)
 
     @property
+    def correction_text(self) -> str:
+        """What `calibrated` does, in words."""
+        if not self.blend:
+            return f"log-odds / {self.temperature:.4g} + {self.offset:.4g}, fitted on validation"
+        parts = " + ".join(f"{weight:.4g} of {name}" for name, weight in self.blend.items() if name != OFFSET)
+        return f"log-odds: {parts} + {self.blend[OFFSET]:.4g}, fitted on validation"
+
+    @property
     def knows_items(self) -> bool:
         """Whether something is known of an item besides its text, so that its id must be given."""
         return self.rates is not None or bool(self.baselines)
@@ -290,6 +298,10 @@ def load_settings(folder: Path) -> AdapterSettings:
         known = {item.name for item in fields(AdapterSettings)} - set(_CONTENT)
         if not all(isinstance(part, dict) for part in (values, values["prompt"], values["verbalizer"])):
             raise ValueError("prompt and verbalizer are not mappings")
+        if values.get("stack"):
+            raise ModelError(
+                f"{file}: its stack was saved by an earlier version, which this one cannot read; train again"
+            )
         found = AdapterSettings(**{key: value for key, value in values.items() if key in known})
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: no {FILE_NAME}; give the output_dir of a finished rectune training run") from error

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
-from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, AdapterSettings, settings_of
+from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, AdapterSettings, load_settings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
 from rectune.train.start import (
@@ -187,10 +187,18 @@ def _calibrated(
     return calibrate(settings, held_out.labels, validation.log_odds, joining, joined, say)
 
 
-def _publish(source: Path, run: Path) -> None:
-    """Copy the best adapter to the root of the run folder, its seal last, each file whole."""
-    from rectune.files import atomic_path
+def _publish(source: Path, run: Path, blend: Sequence[str], say: Say) -> None:
+    """Copy the best adapter to the root of the run folder, its seal last, each file whole.
 
+    Where it lies there already it stays as it is, with what `rectune calibrate` may have written beside it.
+    """
+    from rectune.files import atomic_path, hash_file
+
+    there = [folder / name for folder in (source, run) for name in (ADAPTER_FILE, SEAL, FILE_NAME)]
+    if all(file.is_file() for file in there) and hash_file(source / ADAPTER_FILE) == hash_file(run / ADAPTER_FILE):
+        return
+    if blend and not load_settings(source).blend:
+        say(f"blend: the best adapter was kept without it; `rectune calibrate {run}` fits its weights")
     (run / SEAL).unlink(missing_ok=True)  # cut off half-way, the new adapter must not lie beside the old seal
     for name in _ROOT_FILES:
         if (source / name).is_file():
@@ -236,6 +244,11 @@ def train(
         raise ConfigError(
             "prompt_format: classifier makes the input of a classification head, which this version can inspect but "
             "not train; use chat, instruction or completion"
+        )
+    if config.blend and config.eval_strategy == "no":
+        raise ConfigError(
+            "blend: its weights are fitted on validation, but eval_strategy is no; use steps or epoch, or train "
+            "without blend and run `rectune calibrate` afterwards"
         )
     resume = resume or Resume()
     run = config.output_dir
@@ -364,7 +377,7 @@ def train(
         if validation is not None:
             say(f"best: no evaluation gave a {config.metric_for_best_model}, so the last adapter is kept")
     _check_best(run, trainer.state.best_global_step)
-    _publish(run / BEST, run)
+    _publish(run / BEST, run, config.blend, say)
     loaded.tokenizer.save_pretrained(run)
     if generations is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(run / BEST), device=loaded.device.type))
