@@ -101,9 +101,10 @@ def test_a_run_that_shows_labels_needs_a_rating_or_a_label(opened: OpenRun) -> N
     assert events(given, (HEAT, 2), (HEAT, True)) == [Event(HEAT, 2.0, 0, "2"), Event(HEAT, None, 1, "2")]
 
 
-def test_a_run_that_starts_from_the_stack_needs_labels_whatever_it_shows(opened: OpenRun) -> None:
-    given = given_to(opened, history_shows="nothing", prior="stack")
-    assert "'Heat (1995)' has neither rating nor label, but this run's prior looks at what was liked" in refused(
+def test_a_run_with_baselines_needs_labels_whatever_it_shows(opened: OpenRun) -> None:
+    settings = replace(opened.settings, baselines={"stack": {"file": "stack.safetensors", "sha256": ""}})
+    given = given_to(replace(opened, settings=settings), history_shows="nothing")
+    assert "'Heat (1995)' has neither rating nor label, but this run's baselines look at what was liked" in refused(
         given, [HEAT]
     )
     assert events(given, (HEAT, False)) == [Event(HEAT, None, 0, "2")]

@@ -114,6 +114,7 @@ def test_the_table_says_who_what_and_how(opened: Any, data: Any, rows: np.ndarra
     table = score_rows(opened, data, rows, (TUNED,), "logits", silent, QUIET)[TUNED]
     assert table.columns == [
         "row_id", "user_id", "item_id", "label", "log_odds", "score", "candidate_title", "history_titles",
+        "model_log_odds",
     ]  # fmt: skip
     events = data.events[rows.tolist()]
     for name in ("row_id", "user_id", "item_id"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rectune.errors import DataError
 from rectune.report.infer import read_records
+from rectune.score.score import OWN
 
 _FILES = ("base_predictions.jsonl", "lora_predictions.jsonl")
 _PROMPT_SHOWN = 300
@@ -52,7 +53,7 @@ def _pairs(folder: Path) -> list[tuple[Record, Record]]:
     if missing:
         raise DataError(f"{folder}: no {missing[0]}; run compare_base_vs_lora.py, or infer_lora.py with --compare_base")
     base, tuned = (read_records(folder / name) for name in _FILES)
-    answers = ("score", "log_odds", "prediction", "generated")
+    answers = ("score", "log_odds", OWN, "prediction", "generated")
 
     def asked(row: Record) -> Record:
         return {key: value for key, value in row.items() if key not in answers}

@@ -125,9 +125,8 @@ def score_rows(
         odds = frame["log_odds"].to_numpy()
         own, odds = odds, run.settings.calibrated(odds, joined) if which == TUNED else odds
         table = prediction_frame(data, rows, odds, trees.shown_from)
+        table = table.with_columns(pl.Series(OWN, own)) if which == TUNED else table
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
-        if which == TUNED:
-            result[which] = result[which].with_columns(pl.Series(OWN, own))
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them
         store.parent.rmdir()
