@@ -156,3 +156,8 @@ def before_training(log: Log) -> Log:
     event's own label, but tells no questions apart. With this log a check sees what there is besides.
     """
     return replace(log, known=log.known & ~log.asked)
+
+
+def kept_events() -> pl.DataFrame:
+    """Events of forty users, for what is fitted once for a dataset and kept."""
+    return events_of(tastes(users=40, items=20, each=18), 4, validation_ratio=0.2, test_ratio=0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from synthetic import catalog_of, events_of, tastes
+from synthetic import catalog_of, kept_events
 
 from rectune.baselines import prior as p
 from rectune.baselines.prior import choose_stack, prior_of, stack_key, stack_prior
@@ -25,7 +25,7 @@ Asked = Callable[[str], tuple[Stack, Floats]]
 
 @pytest.fixture(scope="module")
 def events() -> pl.DataFrame:
-    return events_of(tastes(users=40, items=20, each=18), 4, validation_ratio=0.2, test_ratio=0.2)
+    return kept_events()
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ from rectune.score.recalibrate import recalibrate
 from rectune.score.recommender import Recommender
 from rectune.score.score import OWN, TUNED, open_data, score_rows
 from rectune.score.settings import BASELINE_FILES, FILE_NAME
+from rectune.train.publish import VALIDATION_PREDICTIONS
 from rectune.train.start import Resume
-from rectune.train.train import VALIDATION_PREDICTIONS, train
+from rectune.train.train import train
 
 QUIET = Console(quiet=True)
 NAMES = ["stack", "network"]

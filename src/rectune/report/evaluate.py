@@ -32,8 +32,8 @@ from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import OWN, TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
+from rectune.train.publish import VALIDATION_PREDICTIONS
 from rectune.train.start import HISTORY
-from rectune.train.train import VALIDATION_PREDICTIONS
 
 Say = Callable[[str], None]
 Rows = np.ndarray[Any, np.dtype[np.int64]]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, ModelError, RectuneError, ResourceError
+from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import atomic_folder, disk_problem, write_json
 from rectune.model.load import load_model
-from rectune.model.lora import ADAPTER_FILE, SEAL, seal_adapter
+from rectune.model.lora import seal_adapter
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import clear_cache, encode, split_sample
 from rectune.prompt.layouts import prompts_for
@@ -32,9 +31,10 @@ from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
-from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, AdapterSettings, load_settings, settings_of
+from rectune.score.settings import AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.checkpoints import drop_after
+from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
 from rectune.train.start import (
     BEST,
     HISTORY,
@@ -48,11 +48,6 @@ from rectune.train.start import (
     say_changes,
     starting_point,
 )
-
-VALIDATION_PREDICTIONS = "validation_predictions.parquet"
-_ROOT_FILES = (
-    ADAPTER_FILE, "adapter_config.json", RATES, *BASELINE_FILES.values(), FILE_NAME, VALIDATION_PREDICTIONS, SEAL,
-)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -185,25 +180,6 @@ def _calibrated(
     if validation is None or validation.log_odds is None:
         return settings
     return calibrate(settings, held_out.labels, validation.log_odds, joining, joined, say)
-
-
-def _publish(source: Path, run: Path, blend: Sequence[str], say: Say) -> None:
-    """Copy the best adapter to the root of the run folder, its seal last, each file whole.
-
-    Where it lies there already it stays as it is, with what `rectune calibrate` may have written beside it.
-    """
-    from rectune.files import atomic_path, hash_file
-
-    there = [folder / name for folder in (source, run) for name in (ADAPTER_FILE, SEAL, FILE_NAME)]
-    if all(file.is_file() for file in there) and hash_file(source / ADAPTER_FILE) == hash_file(run / ADAPTER_FILE):
-        return
-    if blend and not load_settings(source).blend:
-        say(f"blend: the best adapter was kept without it; `rectune calibrate {run}` fits its weights")
-    (run / SEAL).unlink(missing_ok=True)  # cut off half-way, the new adapter must not lie beside the old seal
-    for name in _ROOT_FILES:
-        if (source / name).is_file():
-            with atomic_path(run / name) as temporary:
-                shutil.copyfile(source / name, temporary)
 
 
 def train(
@@ -376,8 +352,8 @@ def train(
         keep(trainer.state.global_step, float("nan"))
         if validation is not None:
             say(f"best: no evaluation gave a {config.metric_for_best_model}, so the last adapter is kept")
-    _check_best(run, trainer.state.best_global_step)
-    _publish(run / BEST, run, config.blend, say)
+    check_best(run, trainer.state.best_global_step)
+    publish(run / BEST, run, config.blend, say)
     loaded.tokenizer.save_pretrained(run)
     if generations is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(run / BEST), device=loaded.device.type))
@@ -390,17 +366,3 @@ def train(
         best = f" (best {config.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step})"
     say(f"trained: {run}{best}")
     return run
-
-
-def _check_best(run: Path, step: int | None) -> None:
-    """The kept adapter must be of the step that the history calls the best.
-
-    Raises:
-        ModelError: the folder holds another step's adapter.
-    """
-    try:
-        kept = json.loads((run / BEST / "step.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{run / BEST}: the best adapter is missing or damaged ({error}); train again") from error
-    if step is not None and kept != step:
-        raise ModelError(f"{run / BEST}: holds the adapter of step {kept}, not of the best step {step}; train again")
