@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rectune.score import calibrate as calibration
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run, run_config
 from rectune.score.score import OWN, TUNED, open_data, score_rows, split_rows
-from rectune.score.settings import AdapterSettings
+from rectune.score.settings import MODEL, OFFSET, AdapterSettings
 
 _CHECKPOINT = "complete.json"
 
@@ -31,7 +32,9 @@ def _joining(run: OpenRun, given: Config, overrides: list[str]) -> list[str]:
         ConfigError: the stack is asked for, and the run starts from it.
     """
     asked = len(_without_blend(overrides)) < len(overrides)
-    names: list[str] = list(given.blend) if asked else list(run.settings.joining)
+    names: list[str] = (
+        list(given.blend) if asked else [name for name in run.settings.blend if name not in (MODEL, OFFSET)]
+    )
     if run.config.prior in names:
         raise ConfigError(f"blend: got {run.config.prior!r}, which this run starts from already; leave it out")
     return names
@@ -73,6 +76,8 @@ def recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], 
             f"{calibration.RARER} of the rarer label); raise max_eval_samples. Nothing was changed"
         )
     served = fit_served(names, data.events, data.catalog, data.content_hash, run.config.preprocessing_cache_dir, say)
+    # Without what joined before, which may be of a version that this one cannot read.
+    run = replace(run, settings=replace(run.settings, blend={}))
     table = score_rows(run, data, rows, (TUNED,), "logits", say, console)[TUNED]
     joined = joined_rows(served, data, rows)
     settings = calibration.calibrate(run.settings, table[LABEL].to_numpy(), table[OWN].to_numpy(), served, joined, say)

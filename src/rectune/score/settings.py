@@ -171,7 +171,7 @@ class AdapterSettings:
             try:
                 found[name] = KINDS[name].from_bytes(content)
             except ValueError as error:
-                advice = "train again, or use the version of rectune that trained it"
+                advice = "`rectune calibrate RUN` fits it again; a run that starts from it must be trained again"
                 raise ModelError(f"{BASELINE_FILES[name]}: {error}; {advice}") from error
         return found
 
