@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rectune.config_checks import cross_checks
 from rectune.errors import ConfigError
 
 
@@ -218,55 +219,6 @@ def _named_no(values: dict[str, Any]) -> dict[str, Any]:
     return {key: "no" if key == "eval_strategy" and value is False else value for key, value in values.items()}
 
 
-def _cross_checks(config: Config) -> list[str]:
-    """Problems that need more than one key to be seen."""
-    problems = []
-    if config.bf16 is True and config.fp16:
-        problems.append("fp16: got true beside bf16: true; choose one of the two")
-    if config.use_qlora and config.quantization_bit == 8:
-        problems.append("quantization_bit: got 8 beside use_qlora: true (4 bits); choose one of the two")
-    if config.prior != "none" and config.gen_eval_samples:
-        problems.append("gen_eval_samples: a generated answer cannot have a prior added; use 0, or prior=none")
-    if len(set(config.blend)) < len(config.blend):
-        problems.append(f"blend: got {config.blend!r}, which names one twice; name each once")
-    if "stack" in config.blend and config.prior == "stack":
-        problems.append("blend: got 'stack' beside prior: stack, which has its log-odds in it already; leave one out")
-    if config.layout == "stream":
-        if config.prompt_format not in ("chat", "completion"):
-            problems.append(
-                f"prompt_format: got {config.prompt_format!r} beside layout: stream, allowed: chat, completion; "
-                "or set layout=pointwise"
-            )
-        if not config.stream_cue.strip() or config.stream_cue != config.stream_cue.rstrip():
-            problems.append(f"stream_cue: got {config.stream_cue!r}; use a word or sign without space behind it")
-    if config.positive_label.strip() == config.negative_label.strip():
-        problems.append(f"negative_label: got {config.negative_label!r}, the same as positive_label; use two words")
-    for key in ("positive_label", "negative_label"):
-        if not getattr(config, key).strip():
-            problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
-    if config.split != "leave_one_out" and config.test_ratio + config.validation_ratio >= 1:
-        problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
-    if config.split == "leave_one_out" and config.metric_for_best_model == "uauc":
-        problems.append(
-            "metric_for_best_model: got 'uauc' beside split: leave_one_out, where every user has one validation event "
-            "and so none to rank; use loss or auc"
-        )
-    if not config.dataset_name().strip():
-        problems.append(f"dataset: got {config.dataset!r}, which names none; use ml-100k or a folder or zip")
-    if config.output_dir == Path():
-        problems.append("output_dir: got an empty path or the current folder; name a folder for the run")
-    if config.max_steps == 0:
-        problems.append("max_steps: got 0, allowed: -1 (num_train_epochs decides) or at least 1")
-    for key in ("lora_target", "lora_layers"):
-        if getattr(config, key) in ([], ""):
-            problems.append(f"{key}: got {getattr(config, key)!r}, which adapts nothing; use all or name some")
-    if isinstance(config.lora_target, str) and config.lora_target not in ("", "all", "attention", "qv"):
-        problems.append(
-            f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
-        )
-    return problems
-
-
 def _describe(problem: Any) -> str:
     """One line for one pydantic error: key, what was got, what is allowed."""
     key = ".".join(str(part) for part in problem["loc"][:1])
@@ -299,7 +251,7 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
             by_key.setdefault(str(problem["loc"][0]), _describe(problem))
         problems = list(by_key.values())
     else:
-        problems = _cross_checks(config)
+        problems = cross_checks(config)
         if not problems:
             return config
     head = f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration"

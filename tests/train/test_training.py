@@ -202,12 +202,12 @@ def test_an_earlier_runs_other_prompt_is_named_and_its_other_label_tokens_are_re
 def test_of_several_cards_one_is_used_and_said(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TrainingArguments
 
-    from rectune.train.train import _arguments
+    from rectune.train.arguments import trainer_arguments
 
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.setdefault("_n_gpu", 2)))
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: self.__dict__.update(_n_gpu=2)))
     lines: list[str] = []
-    arguments = _arguments(make(), 1.0, lines.append)
+    arguments = trainer_arguments(make(), 1.0, lines.append)
     assert arguments.n_gpu == 1
     assert lines == ["device: training on one of 2 cards"]
 

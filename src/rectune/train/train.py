@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, RectuneError, ResourceError
-from rectune.files import atomic_folder, disk_problem, write_json
+from rectune.errors import ConfigError, RectuneError
+from rectune.files import atomic_folder, write_json
 from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
 from rectune.prompt.dataset import Dataset, open_dataset
@@ -33,8 +30,10 @@ from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
 from rectune.score.settings import AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
+from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
 from rectune.train.checkpoints import drop_after
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
+from rectune.train.shortage import shortages
 from rectune.train.start import (
     BEST,
     HISTORY,
@@ -56,94 +55,6 @@ class Interrupted(RectuneError):  # noqa: N818
     """A run was stopped by a signal after saving a checkpoint."""
 
     exit_code = 130
-
-
-def _arguments(config: Config, epochs: float, say: Say) -> Any:
-    """The Trainer's arguments. Best-adapter keeping, stopping, rotation and logging are done by our callbacks."""
-    import torch
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(
-        output_dir=str(config.output_dir),
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        num_train_epochs=epochs,
-        max_steps=config.max_steps if config.max_steps > 0 else -1,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps or config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optim,
-        fp16=config.fp16,
-        eval_strategy=config.eval_strategy,
-        eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        seed=config.seed,
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    if arguments.n_gpu > 1:
-        # The Trainer would wrap the model in DataParallel, which splits rows but not the places of their answers.
-        say(f"device: training on one of {arguments.n_gpu} cards")
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _check_optimizer(config: Config, device: str, say: Say) -> None:
-    """Say what the optimiser cannot do here, before the Trainer would.
-
-    Raises:
-        ResourceError: it comes from bitsandbytes, which is not installed.
-    """
-    if config.optim.startswith("adamw_torch"):
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ResourceError(
-            f"optim: {config.optim} needs bitsandbytes, which is not installed: pip install bitsandbytes, "
-            "or set optim=adamw_torch"
-        )
-    if device == "cpu" and config.optim.startswith("paged"):
-        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-        say(f"optimiser: {config.optim} on a CPU works without paging")
-
-
-def _planned_steps(config: Config, sequences: int, epochs: float) -> int:
-    """Optimiser steps of a whole run, counted as the Trainer counts them."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = math.ceil(sequences / config.per_device_train_batch_size)
-    return math.ceil(epochs * math.ceil(batches / config.gradient_accumulation_steps))
-
-
-@contextmanager
-def _shortages(run: Path, device: str) -> Iterator[None]:
-    """Turn memory or disk running out while training into one line.
-
-    Raises:
-        ResourceError: in place of the libraries' own errors.
-    """
-    import torch
-
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            raise ResourceError(
-                f"out of memory on {device}; the last checkpoint is whole. Halve per_device_train_batch_size and "
-                "double gradient_accumulation_steps, or set gradient_checkpointing=true, then run again with --resume"
-            ) from error
-        if disk_problem(error):
-            raise ResourceError(
-                f"{run}: the disk is full; the last checkpoint is whole. Free some space, then run again with --resume"
-            ) from error
-        raise
 
 
 def ends_answers(config: Config) -> bool:
@@ -237,7 +148,7 @@ def train(
     if clear:
         clear_cache(config, say)
     loaded = load_model(config, say)
-    _check_optimizer(config, loaded.device.type, say)
+    check_optimizer(config, loaded.device.type, say)
     pieces = Pieces(loaded.tokenizer)
     prompts = prompts_for(config, pieces)
     trees, held_out = (
@@ -292,7 +203,7 @@ def train(
         if start.folder.parent.resolve() == run.resolve():
             drop_after(run, start.step)
     save_config(config, asked)
-    planned = _planned_steps(config, len(packs), config.num_train_epochs)
+    planned = planned_steps(config, len(packs), config.num_train_epochs)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees.labels) / len(packs)
     log = RunLog(run / "logs", console, per_step)
     stopping = BestAndStop(
@@ -324,7 +235,7 @@ def train(
             save_total_limit=config.save_total_limit,
             on_saved=saved,
             model=model,
-            args=_arguments(config, config.num_train_epochs, say),
+            args=trainer_arguments(config, config.num_train_epochs, say),
             train_dataset=packs,
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
             data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
@@ -342,7 +253,7 @@ def train(
             say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
         else:
             try:
-                with _shortages(run, loaded.device.type):
+                with shortages(run, loaded.device.type):
                     trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
             finally:
                 log.close()
