@@ -31,6 +31,7 @@ from rectune.score.joined import joined_rows
 from rectune.score.settings import AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
+from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import drop_after
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
 from rectune.train.shortage import shortages
@@ -122,9 +123,7 @@ def train(
     from transformers import TrainerState
 
     from rectune.train.batches import TrainingCollator
-    from rectune.train.generations import Generations
-    from rectune.train.monitor import RunLog, tensorboard_callback
-    from rectune.train.stopping import BestAndStop, StopSignals
+    from rectune.train.stopping import StopSignals
     from rectune.train.trainer import AnswerTrainer, Validation
 
     if config.prompt_format == "classifier":
@@ -205,26 +204,10 @@ def train(
     save_config(config, asked)
     planned = planned_steps(config, len(packs), config.num_train_epochs)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees.labels) / len(packs)
-    log = RunLog(run / "logs", console, per_step)
-    stopping = BestAndStop(
-        config.metric_for_best_model,
-        config.early_stopping_patience,
-        config.loss_plateau_patience,
-        config.loss_plateau_min_delta,
-        keep,
-        say,
-    )
-    callbacks = [log, stopping]
-    generations = None
-    if config.gen_eval_samples:
-        generations = Generations(
-            run / "logs" / "generations.txt", model, held_out, config.gen_eval_samples, loaded.tokenizer,
-            prompts.verbalizer, config.per_device_eval_batch_size, loaded.attention, say,
-        )  # fmt: skip
-        callbacks.append(generations)
-    if config.report_to == "tensorboard":
-        callbacks.append(tensorboard_callback(run / "logs", start.step + 1 if start else None))
-        say(f"watch: tensorboard --logdir {run / 'logs'}")
+    called = make_callbacks(
+        config, loaded, model, held_out, prompts.verbalizer, per_step, start.step + 1 if start else None, keep, say,
+        console,
+    )  # fmt: skip
     with StopSignals(say) as signals:
         trainer = AnswerTrainer(
             verbalizer=prompts.verbalizer,
@@ -240,14 +223,14 @@ def train(
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
             data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
             processing_class=loaded.tokenizer,
-            callbacks=[*callbacks, signals],
+            callbacks=[*called.all(), signals],
         )
         done = None
         if start is not None:
             trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
             done = "its last step is reached" if start.step >= planned else None
             if done is None and not extra:
-                done = stopping.reason_to_stop(trainer.state.log_history)
+                done = called.stopping.reason_to_stop(trainer.state.log_history)
             trainer.state.max_steps = planned
         if done is not None:
             say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
@@ -256,7 +239,7 @@ def train(
                 with shortages(run, loaded.device.type):
                     trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
             finally:
-                log.close()
+                called.log.close()
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
     if trainer.state.best_global_step is None and done is None:
@@ -266,10 +249,10 @@ def train(
     check_best(run, trainer.state.best_global_step)
     publish(run / BEST, run, config.blend, say)
     loaded.tokenizer.save_pretrained(run)
-    if generations is not None:
+    if called.generations is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(run / BEST), device=loaded.device.type))
         best_step = trainer.state.best_global_step or trainer.state.global_step
-        generations.finish(best_step, trainer.state.global_step)
+        called.generations.finish(best_step, trainer.state.global_step)
     write_json(run / HISTORY, trainer.state.log_history)
     state = trainer.state
     best = ""
