@@ -298,8 +298,11 @@ def test_evaluate_prints_the_table_and_writes_the_report(trained: Path, rectune:
     made = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["how_made"]
     assert made["command"] == f"rectune evaluate {trained}"
     assert made["leak"] and "test events" in made["leak"]
-    # A checkpoint can be evaluated too.
-    assert rectune("evaluate", trained / "checkpoint-2", "--split", "validation", "--no-base").code == 0
+    # A checkpoint can be evaluated too, and stand beside the run.
+    options = ("--split", "validation", "--no-base")
+    assert rectune("evaluate", trained / "checkpoint-2", *options).code == 0
+    ended = rectune("evaluate", trained, *options, "--beside", trained / "checkpoint-2")
+    assert ended.code == 0 and "Beside it: The tuned model does not beat run checkpoint-2" in ended.out
 
 
 def test_a_validation_evaluation_leaves_the_tests_figures_and_says_its_own_command(

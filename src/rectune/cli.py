@@ -216,7 +216,8 @@ def score(
 
 @app.command(
     epilog="Example: rectune evaluate output/demo --split validation   ·   "
-    "rectune evaluate output/demo --protocol topk --max-users 200"
+    "rectune evaluate output/demo --protocol topk --max-users 200   ·   "
+    "rectune evaluate output/demo --beside output/ids"
 )
 def evaluate(
     run: RunPath,
@@ -228,6 +229,10 @@ def evaluate(
         Protocol, typer.Option(help="online: every event given all before it. topk: rankings at the split's beginning.")
     ] = Protocol.ONLINE,
     max_users: Annotated[int | None, typer.Option(min=1, help="With topk: at most this many users.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run, evaluated before, to stand in the report; may be given several times."),
+    ] = None,
 ) -> None:
     """Measure a run on a split, beside its untuned base and a baseline, and write metrics.json and report.html.
 
@@ -235,7 +240,7 @@ def evaluate(
     retrievers and a retriever's best ranked again by the model, into metrics_topk.json.
     """
     if protocol is Protocol.TOPK:
-        _refuse_idle({"--mode": mode is not Mode.LOGITS}, "with --protocol topk")
+        _refuse_idle({"--mode": mode is not Mode.LOGITS, "--beside": beside}, "with --protocol topk")
         from rectune.report.topk import evaluate_topk
 
         evaluate_topk(run, overrides or [], split.value, max_users, base, say, console())
@@ -243,7 +248,7 @@ def evaluate(
     _refuse_idle({"--max-users": max_users}, "without --protocol topk")
     from rectune.report.evaluate import evaluate as stage
 
-    found = stage(run, overrides or [], split.value, mode.value, base, say, console())
+    found = stage(run, overrides or [], split.value, mode.value, base, say, console(), beside or [])
     say(f"report: {found.page}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rectune.errors import DataError
 from rectune.files import write_json
 from rectune.measure.classification import classification_metrics
 from rectune.prompt.dataset import Dataset
+from rectune.report.beside import add_beside, read_beside
 from rectune.report.compare import write_comparison
 from rectune.report.parts import add_parts, predictions_as
 from rectune.report.report import SUMMARY, Calibration, both_protocols, write_report
@@ -80,15 +81,18 @@ def _frozen(
     return {**tables, TUNED: final.with_columns(pl.Series(OWN, own))}
 
 
-def _command(folder: Path, overrides: list[str], split: str, mode: str, untuned: bool) -> str:
+def _command(
+    folder: Path, overrides: list[str], split: str, mode: str, untuned: bool, beside: Sequence[Path] = ()
+) -> str:
     """The command that makes this report again.
 
-    >>> _command(Path("out"), ["seed=1"], "validation", "generate", False)
-    'rectune evaluate out seed=1 --split validation --mode generate --no-base'
+    >>> _command(Path("out"), ["seed=1"], "validation", "generate", False, [Path("ids")])
+    'rectune evaluate out seed=1 --split validation --mode generate --beside ids --no-base'
     """
     words = ["rectune", "evaluate", str(folder), *overrides]
     words += [] if split == TEST else ["--split", split]
     words += [] if mode == "logits" else ["--mode", mode]
+    words += [word for other in beside for word in ("--beside", str(other))]
     return shlex.join(words if untuned else [*words, "--no-base"])
 
 
@@ -161,7 +165,14 @@ def _log_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluate(
-    folder: Path, overrides: list[str], split: str, mode: str, untuned: bool, say: Say, console: Console
+    folder: Path,
+    overrides: list[str],
+    split: str,
+    mode: str,
+    untuned: bool,
+    say: Say,
+    console: Console,
+    beside: Sequence[Path] = (),
 ) -> Evaluation:
     """Score a split with the tuned model (and the untuned one), measure them beside the baselines, write the report.
 
@@ -176,7 +187,9 @@ def evaluate(
         untuned: whether to score the untuned model too.
         say: prints one line.
         console: shows progress and the table.
+        beside: other runs, evaluated on this split before, to stand in the report with their average.
     """
+    others = read_beside(folder, beside, split)
     run = open_run(folder, overrides, say)
     history = _log_history(run.folder)
     data = open_data(run, say)
@@ -208,13 +221,14 @@ def evaluate(
         online[baseline], frozen[baseline] = (
             predictions_as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
         )
+    added = add_beside(others, {ONLINE: online, FROZEN: frozen})
     name = "report" if split != VALIDATION else "report_validation"
     report = write_report(
         run.folder, online, history,
-        _how_made(run, data, split, _command(folder, overrides, split, mode, untuned)), run.settings.threshold,
+        _how_made(run, data, split, _command(folder, overrides, split, mode, untuned, beside)), run.settings.threshold,
         out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
         cuts=slices_of(data, rows),
-        calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend),
+        calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend), beside=added,
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
     console.print(report["verdict"], highlight=False)

@@ -17,6 +17,7 @@ from rectune.measure.calibration import ece
 from rectune.measure.classification import log_loss, probability
 from rectune.measure.slices import Cut, measure_slices
 from rectune.report import figures
+from rectune.report.beside import AVERAGE
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
 from rectune.report.page import PageContent, PageFigure, render_page
 from rectune.report.verdict import ALONE, FROZEN_UAUC, METRIC_NAMES, WITHOUT, Estimate, comparison_sentence, verdict
@@ -84,7 +85,7 @@ def best_baseline(report: Mapping[str, Any], metric: str = "auc") -> str | None:
     measured = {
         name: model["metrics"][metric]
         for name, model in report["models"].items()
-        if name not in _OURS and model["metrics"][metric] is not None
+        if name not in (*_OURS, *report.get("beside", ())) and model["metrics"][metric] is not None
     }
     return max(measured, key=lambda name: measured[name]) if measured else None
 
@@ -117,6 +118,9 @@ def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]
         if WITHOUT in part["models"]:
             parts = (_difference(part, WITHOUT, metric), f"the {WITHOUT}", metric, level)
             notes.append(f"What the language model adds to its baselines: {comparison_sentence(*parts)}")
+        for name in report["beside"]:
+            other = f"the {name}" if name == AVERAGE else name
+            notes.append(f"Beside it: {comparison_sentence(_difference(part, name, metric), other, metric, level)}")
     return _sentence(report, "auc", level, joining), notes
 
 
@@ -212,7 +216,7 @@ def _slices(
 
 def _few(report: Mapping[str, Any]) -> list[str]:
     """The models that a reader needs at once: ours, and the best baselines under both protocols."""
-    found = [name for name in _OURS if name in report["models"]]
+    found = [name for name in (*_OURS, *report["beside"]) if name in report["models"]]
     for part, metric in ((report, "auc"), (report["frozen"] or report, "uauc")):
         values = {
             name: model["metrics"][metric]
@@ -268,6 +272,7 @@ def write_report(
     baselines: Mapping[str, Any] | None = None,
     cuts: Mapping[str, Cut] | None = None,
     calibration: Calibration = _NOTHING_FITTED,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
@@ -289,13 +294,14 @@ def write_report(
         baselines: what each baseline sees and how it was tuned, as `Fitted.notes` has it.
         cuts: name → slices of the rows to measure in.
         calibration: what is in the tuned model's log-odds.
+        beside: names among `predictions` that are other runs, no baselines.
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),
         models (name → metrics, intervals, confusion, and generated where answers were), paired_differences
         ("tuned - name" → metric → difference, low, high, p_value), frozen (models and paired_differences of the frozen
-        histories), calibration, slices, baselines, counts (improvements and so on; None without both models) and
-        how_made.
+        histories), calibration, slices, baselines, beside, counts (improvements and so on; None without both models)
+        and how_made.
 
     Raises:
         DataError: a frame without rows or columns, or frames whose rows differ.
@@ -325,6 +331,7 @@ def write_report(
         "calibration": None,
         "slices": {},
         "baselines": dict(baselines or {}),
+        "beside": list(beside),
         "counts": None,
         "how_made": dict(how_made),
     }
