@@ -156,6 +156,12 @@ class Config(BaseModel):
     """Optimiser; the 8-bit and paged ones come from bitsandbytes."""
     loss_over: Literal["vocabulary", "labels"] = "vocabulary"
     """vocabulary: cross-entropy of the label among all tokens; labels: among the two label words only."""
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    """Weight of each answer in the loss: none, balanced (both labels weigh the same in sum) or [negative, positive]."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the two label words."""
+    focal_gamma: float = Field(0.0, ge=0)
+    """Focal loss: the cost of a label of probability P is multiplied by (1 - P) to this power; 0 is cross-entropy."""
     packing: bool = False
     """Put several prompts or windows into one sequence of cutoff_len; they never see each other."""
     gradient_checkpointing: bool = False

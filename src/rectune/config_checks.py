@@ -48,6 +48,14 @@ def cross_checks(config: Config) -> list[str]:
         problems.append("output_dir: got an empty path or the current folder; name a folder for the run")
     if config.max_steps == 0:
         problems.append("max_steps: got 0, allowed: -1 (num_train_epochs decides) or at least 1")
+    weights = config.class_weights
+    if isinstance(weights, list) and (len(weights) != 2 or min(weights) <= 0):
+        problems.append(f"class_weights: got {weights!r}, allowed: none, balanced, or two numbers above 0, [1, 3] say")
+    if config.focal_gamma and config.label_smoothing:
+        problems.append(
+            f"label_smoothing: got {config.label_smoothing!r} beside focal_gamma: {config.focal_gamma!r}; both soften "
+            "sure answers, and focal loss is made for plain targets; set one of them to 0"
+        )
     for key in ("lora_target", "lora_layers"):
         if getattr(config, key) in ([], ""):
             problems.append(f"{key}: got {getattr(config, key)!r}, which adapts nothing; use all or name some")

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from rectune.errors import ModelError
-from rectune.model.answers import head_weight, hidden_at, label_logits, label_losses, word_losses
+from rectune.model.answers import head_weight, hidden_at, label_logits, word_losses
+from rectune.model.losses import label_losses
 from rectune.prompt.verbalizer import Verbalizer
 
 IDS = torch.randint(0, 300, (3, 11), generator=torch.Generator().manual_seed(3))

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from rectune.config import parse_config
 from rectune.model import blocks
-from rectune.model.answers import head_weight, label_logits, label_losses, word_losses
+from rectune.model.answers import head_weight, label_logits, word_losses
+from rectune.model.losses import AnswerLoss, label_losses
 from rectune.prompt.encode import EventHistories, encode_stream
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.stream import StreamPrompts
@@ -123,7 +124,7 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
     return AnswerTrainer(
         verbalizer=words,
         attention=kernel,
-        loss_over=over,
+        answer_loss=AnswerLoss(over),
         with_end=False,
         validation=None,
         save_total_limit=None,

@@ -55,6 +55,20 @@ def test_too_few_events_leave_the_scores_as_they_are(labels: np.ndarray) -> None
     assert (found.temperature, found.offset, found.threshold) == (1.0, 0.0, 0.5)
 
 
+def test_of_class_weights_the_known_effect_is_taken_off_unless_an_offset_can_be_fitted(tmp_path: Path) -> None:
+    weighted = PLAIN.with_loss_shift(1.25)
+    assert weighted.calibrated(np.array([2.0, -0.5])).tolist() == [0.75, -1.75]
+    assert weighted.correction_text == "log-odds + -1.25, what the loss's class weights had added"
+    few = calibrate(replace(weighted, temperature=3.0, offset=7.0), np.array([0, 1]), np.array([0.0, 1.0]))
+    assert few == weighted
+    few.save(tmp_path)
+    assert load_settings(tmp_path) == weighted
+    labels, odds = drawn(20_000)
+    found, plain = calibrate(weighted, labels, odds + 1.25), calibrate(PLAIN, labels, odds + 1.25)
+    assert (found.temperature, found.offset) == (plain.temperature, plain.offset)
+    assert found.offset == pytest.approx(-(1.0 + 1.25) / 2, abs=0.05)
+
+
 def test_scores_that_order_events_the_wrong_way_round_are_left_alone() -> None:
     labels, odds = drawn(1000)
     found = calibrate(PLAIN, labels, -odds)

@@ -96,28 +96,3 @@ def word_losses(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torc
     """
     logits = functional.linear(hidden, head_weight(model))
     return functional.cross_entropy(logits.float(), targets, reduction="none")
-
-
-def label_losses(
-    model: Any, hidden: torch.Tensor, labels: torch.Tensor, prior: torch.Tensor, words: Words, over: str
-) -> torch.Tensor:
-    """Cross-entropy of label words at answer positions, with a prior added to their log-odds, in float32: [answers].
-
-    Args:
-        hidden: [answers, hidden] from `hidden_at`.
-        labels: int64 [answers]; the label tokens.
-        prior: float32 [answers]; added to the positive word's logit.
-        words: the two label tokens.
-        over: `vocabulary` (softmax over all tokens) or `labels` (over the two words).
-    """
-    if over == "labels":
-        logits = label_logits(model, hidden, words.negative_id, words.positive_id)
-        log_odds = logits[:, 1] - logits[:, 0] + prior
-        return functional.binary_cross_entropy_with_logits(
-            log_odds, (labels == words.positive_id).float(), reduction="none"
-        )
-    if not bool(prior.any()):
-        return word_losses(model, hidden, labels)
-    logits = functional.linear(hidden, head_weight(model)).float()
-    logits[:, words.positive_id] = logits[:, words.positive_id] + prior
-    return functional.cross_entropy(logits, labels, reduction="none")

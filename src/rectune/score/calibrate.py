@@ -46,13 +46,14 @@ def calibrate(
         say: prints one line, where something asked for is left out.
 
     Returns:
-        The settings, with nothing fitted (1, 0 and one half, and no blend) where the events are too few. A model whose
+        The settings, with nothing fitted (1, one half, no blend, and as offset only what takes class weights' effect
+        off) where the events are too few. A model whose
         log-odds order the events no better than the other way round keeps them as they are, but may be blended: its
         weight is then 0, as it is where it adds nothing to the baselines.
     """
     kept = {name for name in settings.baselines if name == settings.prompt.get("prior")}
     plain = replace(
-        settings, temperature=1.0, offset=0.0, threshold=0.5, blend={},
+        settings, temperature=1.0, offset=0.0 - settings.loss_shift, threshold=0.5, blend={},
         baselines={name: told for name, told in settings.baselines.items() if name in kept},
         fitted={name: content for name, content in settings.fitted.items() if name in kept},
     )  # fmt: skip

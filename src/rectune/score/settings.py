@@ -68,6 +68,8 @@ class AdapterSettings:
         temperature, offset: log-odds are divided by the one, and the other is added, so that scores are probabilities.
         blend: where baselines join the answer, the weight of each one's log-odds by name, that of the model's own as
             `model`, and the `offset` that is added, in place of temperature and offset; else empty.
+        loss_shift: what class weights in the loss added to the model's log-odds, log(positive / negative); taken off
+            where no offset is fitted.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
@@ -87,6 +89,7 @@ class AdapterSettings:
     temperature: float = 1.0
     offset: float = 0.0
     blend: dict[str, float] = field(default_factory=dict)
+    loss_shift: float = 0.0
     threshold: float = 0.5
     versions: dict[str, str] = field(default_factory=versions)
     rates: bytes | None = field(default=None, repr=False)
@@ -108,6 +111,8 @@ class AdapterSettings:
     @property
     def correction_text(self) -> str:
         """What `calibrated` does, in words."""
+        if self.loss_shift and (self.temperature, self.offset, self.blend) == (1.0, -self.loss_shift, {}):
+            return f"log-odds + {self.offset:.4g}, what the loss's class weights had added"
         if not self.blend:
             return f"log-odds / {self.temperature:.4g} + {self.offset:.4g}, fitted on validation"
         parts = " + ".join(f"{weight:.4g} of {name}" for name, weight in self.blend.items() if name != OFFSET)
@@ -126,6 +131,10 @@ class AdapterSettings:
             for name, content in fitted.items()
         }
         return replace(self, baselines=told, fitted=fitted)
+
+    def with_loss_shift(self, shift: float) -> AdapterSettings:
+        """A copy for a model whose loss had class weights, their effect on the log-odds taken off."""
+        return replace(self, loss_shift=shift, offset=-shift) if shift else self
 
     def calibrated(self, log_odds: Floats, joined: Mapping[str, Floats] | None = None) -> Floats:
         """Log-odds whose sigmoid is the share of likes among items scored so, as fitted on validation.
@@ -329,6 +338,7 @@ def load_settings(folder: Path) -> AdapterSettings:
     )
     for key, applies in (
         ("temperature", _number(found.temperature) and found.temperature > 0), ("offset", _number(found.offset)),
+        ("loss_shift", _number(found.loss_shift)),
         ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend),
     ):  # fmt: skip
         if not applies:

@@ -21,6 +21,7 @@ from rectune.errors import ConfigError, RectuneError
 from rectune.files import atomic_folder, write_json
 from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
+from rectune.model.losses import loss_of
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import clear_cache, encode, split_sample
 from rectune.prompt.layouts import prompts_for
@@ -167,6 +168,8 @@ def train(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
         data.content_hash, data.events, {} if stack is None else {"stack": stack},
     )  # fmt: skip
+    answer_loss = loss_of(config, trees.labels, say)
+    settings = settings.with_loss_shift(answer_loss.shift)
     joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
@@ -212,7 +215,7 @@ def train(
         trainer = AnswerTrainer(
             verbalizer=prompts.verbalizer,
             attention=loaded.attention,
-            loss_over=config.loss_over,
+            answer_loss=answer_loss,
             with_end=ends_answers(config),
             validation=validation,
             save_total_limit=config.save_total_limit,

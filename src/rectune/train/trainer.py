@@ -15,8 +15,9 @@ from transformers import PrinterCallback, Trainer
 
 from rectune.errors import ModelError
 from rectune.measure.classification import classification_metrics
-from rectune.model.answers import hidden_at, label_losses, word_losses
+from rectune.model.answers import hidden_at, word_losses
 from rectune.model.attention import attention_mask
+from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import score_trees
@@ -44,7 +45,7 @@ class AnswerTrainer(Trainer):
     Args:
         verbalizer: label tokens and end token.
         attention: the attention kernel in use, for the masks of packed and branching rows.
-        loss_over: `vocabulary` or `labels`, as the configuration has it.
+        answer_loss: what an answer costs.
         with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
@@ -57,7 +58,7 @@ class AnswerTrainer(Trainer):
         *,
         verbalizer: Verbalizer,
         attention: str,
-        loss_over: str,
+        answer_loss: AnswerLoss,
         with_end: bool,
         validation: Validation | None,
         save_total_limit: int | None,
@@ -68,7 +69,7 @@ class AnswerTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # RunLog says the same in fewer words
         self.verbalizer = verbalizer
         self.attention = attention
-        self.loss_over = loss_over
+        self.answer_loss = answer_loss
         self.with_end = with_end
         self.validation = validation
         self.kept = save_total_limit
@@ -89,7 +90,7 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean over answers of the cross-entropy of the label, plus that of the end token behind it where trained.
+        """Mean over answers of what the label costs, plus the cross-entropy of the end token behind it where trained.
 
         Raises:
             ModelError: the loss is not a number; the checkpoint before stands.
@@ -102,7 +103,7 @@ class AnswerTrainer(Trainer):
             rows, positions = torch.cat([rows, rows]), torch.cat([positions, positions + 1])
         hidden = hidden_at(model, inputs["input_ids"], rows, positions, mask, inputs.get("position_ids"))
         words, ends = hidden[: len(labels)], hidden[len(labels) :]
-        total = label_losses(model, words, labels, inputs["prior"], self.verbalizer, self.loss_over).sum()
+        total = self.answer_loss(model, words, labels, inputs["prior"], self.verbalizer).sum()
         if self.with_end:
             total = total + word_losses(model, ends, torch.full_like(labels, self.verbalizer.end_id)).sum()
         loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -116,14 +117,18 @@ class AnswerTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score the validation events and log the metrics; only two numbers an answer are ever kept."""
+        """Score the validation events and log the metrics; only two numbers an answer are ever kept.
+
+        The metrics are of plain probabilities, whatever the loss: what class weights add to log-odds is taken off.
+        """
         if self.validation is None:
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
         log_odds = score_trees(self.model, trees, self.verbalizer, self.args.per_device_eval_batch_size, self.attention)
         self.validation.log_odds = log_odds
-        found = classification_metrics(trees.labels, log_odds, self.validation.user_ids)
+        plain = log_odds - self.answer_loss.shift
+        found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}
         seconds = time.perf_counter() - start
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 3)
