@@ -134,6 +134,8 @@ class Config(BaseModel):
     """What ranking candidates may take beside the weights, in GiB; null finds it from the memory that is free."""
     gradient_accumulation_steps: int = Field(8, ge=1)
     """Forward passes per optimiser step."""
+    auto_batch: bool = True
+    """Where memory runs out, halve the sequences of a pass and go on; on, since the effective batch stays the same."""
     learning_rate: float = Field(1.5e-4, gt=0)
     """Peak learning rate."""
     num_train_epochs: float = Field(3.0, gt=0)

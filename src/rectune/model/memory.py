@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,22 @@ def free_bytes(device: torch.device) -> int:
         return max(0, min(available, limit - used + int(stat.get("inactive_file", 0))))
     except (OSError, ValueError):
         return available
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, for which not every device has an error of its own."""
+    said = str(error).lower()
+    known = ("not enough memory", "allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in said for words in known)
+    )
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a failed pass has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def bytes_per_token(config: Any, width: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ import torch
 from rectune.baselines.served import Met
 from rectune.errors import ModelError, ResourceError
 from rectune.model.answers import label_logits
-from rectune.model.memory import scoring_budget
+from rectune.model.memory import free_memory, is_out_of_memory, scoring_budget
 from rectune.model.prefix import Group, Keys, prefix_problem, run_groups
 from rectune.prompt.events import Event, Fan
 from rectune.prompt.tree import Trees
@@ -239,7 +238,7 @@ class CandidateScorer:
         if found is not None:
             return found
         # Here, outside the handler, nothing holds the failed pass any more.
-        _free_memory(self.run.loaded.device)
+        free_memory(self.run.loaded.device)
         if len(self.trunks):
             self.trunks.clear()
             return self._forward(groups)
@@ -273,7 +272,7 @@ class CandidateScorer:
             # Widened on the CPU: Apple's devices have no float64.
             return (logits[:, 1] - logits[:, 0]).float().cpu().double().numpy(), keys
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -311,17 +310,3 @@ class CandidateScorer:
         if problem is not None:
             self.say(f"scoring: each prompt by itself, since this model cannot share a history's pass: {problem}")
         return problem is None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, for which not every device has an error of its own."""
-    said = str(error)
-    known = ("not enough memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in known)
-
-
-def _free_memory(device: torch.device) -> None:
-    """Give back what a failed pass has left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

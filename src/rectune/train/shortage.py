@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rectune.errors import ResourceError
 from rectune.files import disk_problem
+from rectune.model.memory import is_out_of_memory
 
 
 @contextmanager
@@ -17,12 +18,10 @@ def shortages(run: Path, device: str) -> Iterator[None]:
     Raises:
         ResourceError: in place of the libraries' own errors.
     """
-    import torch
-
     try:
         yield
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        if is_out_of_memory(error):
             raise ResourceError(
                 f"out of memory on {device}; the last checkpoint is whole. Halve per_device_train_batch_size and "
                 "double gradient_accumulation_steps, or set gradient_checkpointing=true, then run again with --resume"

@@ -34,6 +34,7 @@ from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
 from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import drop_after
+from rectune.train.halving import Halving
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
 from rectune.train.shortage import shortages
 from rectune.train.start import (
@@ -190,9 +191,11 @@ def train(
     def saved(folder: Path) -> None:
         settings.save(folder)
         seal_adapter(folder)
+        halving.save(folder)
         if (run / BEST).is_dir():
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
+    halving = Halving(config.auto_batch, say, start.folder if start else None)
     packs = _packs(config, trees, say)
     extra = extra_epochs(config, resume, start)
     asked, config = config, config.with_overrides(num_train_epochs=config.num_train_epochs + extra)
@@ -220,6 +223,7 @@ def train(
             validation=validation,
             save_total_limit=config.save_total_limit,
             on_saved=saved,
+            halving=halving,
             model=model,
             args=trainer_arguments(config, config.num_train_epochs, say),
             train_dataset=packs,

@@ -22,6 +22,7 @@ from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import score_trees
 from rectune.train.checkpoints import mark_complete, rotate
+from rectune.train.halving import Halving
 
 
 @dataclass
@@ -50,6 +51,7 @@ class AnswerTrainer(Trainer):
         validation: what `evaluate` scores; None when there is no evaluation.
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
         on_saved: called with each checkpoint folder before it is marked complete.
+        halving: how micro-batches that do not fit the memory are taken apart.
         arguments: as `transformers.Trainer` takes them.
     """
 
@@ -63,6 +65,7 @@ class AnswerTrainer(Trainer):
         validation: Validation | None,
         save_total_limit: int | None,
         on_saved: Callable[[Path], None],
+        halving: Halving,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -74,6 +77,7 @@ class AnswerTrainer(Trainer):
         self.validation = validation
         self.kept = save_total_limit
         self.on_saved = on_saved
+        self.halving = halving
         # compute_loss divides by the answers of the whole optimiser step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
@@ -82,6 +86,13 @@ class AnswerTrainer(Trainer):
         if not batch_samples:
             return None
         return torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch, in parts where it does not fit the memory at once."""
+        step = super().training_step
+        return self.halving.step(model, inputs, lambda part: step(model, part, num_items_in_batch))
 
     def compute_loss(
         self,
