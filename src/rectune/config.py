@@ -34,12 +34,16 @@ class Config(BaseModel):
     # --- data ---
     dataset: str = "ml-latest-small"
     """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens folder or zip."""
+    source_format: Literal["auto", "movielens"] = "auto"
+    """How the files at a path are written; auto looks at what is there."""
     dataset_dir: Path | None = None
     """Where the prepared dataset lies; default data/NAME."""
     history_len: int = Field(15, ge=1)
     """Warm-up events of each user, and the longest history of a pointwise prompt (a stream shows what fits)."""
+    label_from: Literal["rating", "column", "purchases"] = "rating"
+    """rating: liked from rating_threshold on; column: the source's own labels; purchases: every event is liked."""
     rating_threshold: float = 4.0
-    """An event is liked when its rating is at least this."""
+    """With label_from: rating, an event is liked when its rating is at least this."""
     split: Literal["timeline", "global_time", "leave_one_out"] = "timeline"
     """timeline: shares of each user's events; global_time: of all, at one moment; leave_one_out: each user's last."""
     test_ratio: float = Field(0.10, gt=0, lt=1)
@@ -220,6 +224,11 @@ class Config(BaseModel):
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def default_of(key: str) -> Any:
+    """The default of a key."""
+    return Config.model_fields[key].get_default(call_default_factory=True)
 
 
 def _named_no(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,18 +8,19 @@ import polars as pl
 import pytest
 
 from rectune.data.clean import check_header, line_blocks
-from rectune.data.sources.movielens import MovieLens, read_movielens
+from rectune.data.sources.movielens import read_movielens
+from rectune.data.sources.source import Source
 from rectune.errors import DataError
 
 Write = Callable[..., Path]
 HEADER = "userId,movieId,rating,timestamp"
 
 
-def rejected(read: MovieLens) -> list[tuple[str, int, str, str]]:
+def rejected(read: Source) -> list[tuple[str, int, str, str]]:
     return read.rejects.rows()
 
 
-def with_ratings(write_set: Write, *extra: str) -> MovieLens:
+def with_ratings(write_set: Write, *extra: str) -> Source:
     return read_movielens(write_set(more_ratings=extra))
 
 

@@ -74,7 +74,7 @@ class Log:
 
         Args:
             events: whole timelines, as `load_events` returns them.
-            catalog: item_id, genres, year.
+            catalog: item_id; genres and year where it has them.
 
         Raises:
             DataError: an event is about an item that the catalog does not hold.
@@ -114,15 +114,18 @@ class Log:
 def attributes(catalog: pl.DataFrame) -> tuple[Floats, Floats]:
     """Genres and years of a catalog's items and of one that it does not hold, [items + 1, genres] and [items + 1].
 
-    Genres are cut at `|`, as MovieLens writes them.
+    Genres are cut at `|`. A catalog without genres, or without years, has none.
     """
-    lists = [[name for name in (text or "").split("|") if name] for text in catalog[GENRES].to_list()]
+    texts = catalog[GENRES].to_list() if GENRES in catalog.columns else [None] * catalog.height
+    lists = [[name for name in (text or "").split("|") if name] for text in texts]
     names = {name: place for place, name in enumerate(sorted({name for each in lists for name in each}))}
     genres = np.zeros((catalog.height + 1, len(names)))
     for place, each in enumerate(lists):
         genres[place, [names[name] for name in each]] = 1.0
-    year = catalog[YEAR].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return genres, np.append(year, np.nan)
+    year = np.full(catalog.height + 1, np.nan)
+    if YEAR in catalog.columns:
+        year[:-1] = catalog[YEAR].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return genres, year
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ class Records:
         # What a line of the history says depends on item, rating and label only: number these combinations.
         shown = [c.ITEM_ID, c.RATING, c.LABEL]
         kinds = events.select(shown).unique(maintain_order=True).with_row_index("kind")
-        codes = events.select(shown).join(kinds, on=shown, how="left", maintain_order="left")
+        codes = events.select(shown).join(kinds, on=shown, how="left", maintain_order="left", nulls_equal=True)
         self.kinds: np.ndarray = codes["kind"].to_numpy()
         item_texts = wording.item_texts(catalog, config.item_text)
         titles = dict(catalog.select(c.ITEM_ID, c.TITLE).iter_rows())
         self.items: list[str] = kinds[c.ITEM_ID].to_list()
-        self.ratings: list[float] = kinds[c.RATING].to_list()
+        self.ratings: list[float | None] = kinds[c.RATING].to_list()
         self.labels: list[int] = kinds[c.LABEL].to_list()
         self.item_texts = [item_texts[item] for item in self.items]
         self.titles = [titles[item] for item in self.items]
@@ -64,6 +64,12 @@ class Records:
                 known[kind] = line
             lines.append(line)
         return lines
+
+    def _history_labels(self, history: list[int]) -> dict[str, list[str]]:
+        """What became of each event, where its rating does not tell."""
+        if self.config.label_from == "rating":
+            return {}
+        return {"history_labels": [self.words[self.labels[past]] for past in history]}
 
     def rows_of(self, split: str) -> np.ndarray:
         """The row indices of a split, in the order of the events."""
@@ -94,6 +100,7 @@ class Records:
                 "history_titles": [self.titles[past] for past in history],
                 "history_ratings": [self.ratings[past] for past in history],
                 "history_item_ids": [self.items[past] for past in history],
+                **self._history_labels(history),
                 "candidate_title": self.titles[kind],
                 "candidate_item_id": self.items[kind],
                 "label": self.words[self.labels[kind]],

@@ -35,7 +35,7 @@ EVENTS_SCHEMA = {
     c.HISTORY_END: pl.UInt32,
     c.ROW_ID: pl.UInt32,
 }
-_CATALOG_COLUMNS = (c.ITEM_ID, c.TITLE, c.GENRES, c.YEAR)
+_CATALOG_COLUMNS = (c.ITEM_ID, c.TITLE)
 _ADVICE = "run `rectune prepare CONFIG`"
 
 
@@ -60,7 +60,7 @@ def load_events(folder: Path) -> pl.DataFrame:
 
 
 def load_catalog(folder: Path) -> pl.DataFrame:
-    """The catalog of a prepared dataset: item_id, title, genres (String) and year (Int64, nullable).
+    """The catalog of a prepared dataset: item_id and title (String), and the attributes that its source has.
 
     Raises:
         DataError: the file is missing or damaged.

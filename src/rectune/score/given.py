@@ -180,17 +180,17 @@ class Given:
     def _complete(self, name: Named, rating: float | None, label: int | None, where: str) -> Event:
         """An event that tells what the run's prompts show; a label that is not given comes from the rating."""
         shows, threshold = self._run.prompts.shows, self._run.config.rating_threshold
+        tells = self._run.config.label_from == "rating" and rating is not None
         if shows == "rating" and rating is None:
             raise DataError(
                 f"{where}: {name.title[:80]!r} has no rating, but this run's prompts show each title with its rating; "
                 f"give one (liked is {threshold:g} or more)"
             )
         looked_at = bool(self._run.settings.baselines)
-        if (shows == "label" or looked_at) and rating is None and label is None:
+        if (shows == "label" or looked_at) and not tells and label is None:
             why = "prompts show if each title was liked" if shows == "label" else "baselines look at what was liked"
-            raise DataError(
-                f"{where}: {name.title[:80]!r} has neither rating nor label, but this run's {why}; give one of the two"
-            )
+            lacks, give = ("neither rating nor label", "one of the two") if rating is None else ("no label", "one")
+            raise DataError(f"{where}: {name.title[:80]!r} has {lacks}, but this run's {why}; give {give}")
         if label is None:
             label = int(rating is not None and rating >= threshold)
         return self._items.event(name.item_id, rating, label, name.title)

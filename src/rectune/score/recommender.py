@@ -109,6 +109,17 @@ def data_of(run: OpenRun, say: Say) -> Dataset | None:
     return None
 
 
+def rating_scale(events: pl.DataFrame) -> tuple[float, float] | None:
+    """Between which ratings one can lie: those of MovieLens where all of a dataset's do, else its own lowest and
+    highest; None where it has none."""
+    low, high = events.select(pl.col(RATING).min().alias("low"), pl.col(RATING).max().alias("high")).row(0)
+    if low is None:
+        return None
+    if low >= LOWEST_RATING and high <= HIGHEST_RATING:
+        return LOWEST_RATING, HIGHEST_RATING
+    return low, high
+
+
 class Recommender:
     """Says how likely a person is to like items, given what they did.
 
@@ -146,9 +157,7 @@ class Recommender:
         self.titles = Titles(catalog)
         self._items = Items(run, catalog)
         self._scorer = CandidateScorer(run, say)
-        scale = None
-        if data is not None and data.events[RATING].count():
-            scale = (LOWEST_RATING, HIGHEST_RATING)
+        scale = None if data is None else rating_scale(data.events)
         self._given = Given(run, self._items, self.titles, scale, say)
         self._fitted: tuple[tuple[str, str], Retriever] | None = None
 

