@@ -208,6 +208,8 @@ class Config(BaseModel):
     """Baselines that join the tuned model's answer, each with a weight fitted on validation; saved with the adapter."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of everything drawn at random."""
+    sweep: dict[str, Any] = {}
+    """What `rectune sweep` varies: KEY: [a, b] or {low: a, high: b, log: true}; empty: rate, rank, dropout, batch."""
 
     def dataset_name(self) -> str:
         """The dataset's name without prefix, folder or ending: `wheel:ml-100k` and `x/ml-100k.zip` are `ml-100k`."""
@@ -288,8 +290,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
-    # No key takes a mapping, so {title} is a template, not one.
-    return key.strip().lstrip("-").replace("-", "_"), value if isinstance(read, dict) else read
+    key = key.strip().lstrip("-").replace("-", "_")
+    # No other key takes a mapping, so {title} is a template, not one.
+    return key, value if isinstance(read, dict) and key != "sweep" else read
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

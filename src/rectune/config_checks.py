@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rectune.config_sweep import sweep_problems
+
 if TYPE_CHECKING:
     from rectune.config import Config
 
@@ -63,4 +65,4 @@ def cross_checks(config: Config) -> list[str]:
         problems.append(
             f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
         )
-    return problems
+    return problems + sweep_problems(config)

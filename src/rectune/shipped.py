@@ -55,6 +55,8 @@ def _choices(kind: Any) -> list[str]:
         return [choice for part in get_args(kind) for choice in _choices(part)]
     if get_origin(kind) is list:
         return ["a list of whole numbers" if get_args(kind) == (int,) else "a list of texts"]
+    if get_origin(kind) is dict:
+        return ["keys, each with a list or a range"]
     return [_WORDS[kind]]
 
 

@@ -11,11 +11,11 @@ from transformers import TrainerCallback
 
 Log = dict[str, Any]
 
-_LOWER_IS_BETTER = ("loss", "brier", "ece")
+LOWER_IS_BETTER = ("loss", "brier", "ece")
 
 
 def _better(value: float, best: float, metric: str) -> bool:
-    return value < best if metric in _LOWER_IS_BETTER else value > best
+    return value < best if metric in LOWER_IS_BETTER else value > best
 
 
 def best_evaluation(history: list[Log], metric: str) -> tuple[int, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ def train(
     resume: Resume | None = None,
     clear: bool = False,
     overwrite: bool = False,
+    watchers: Sequence[Any] = (),
 ) -> Path:
     """Train an adapter and leave the best one, with its tokenizer and settings, at the root of `output_dir`.
 
@@ -113,6 +114,7 @@ def train(
         resume: how to start; a fresh run when None.
         clear: tokenise again even where the cache holds the prompts.
         overwrite: remove a run that already lies in `output_dir`.
+        watchers: callbacks of the caller's own, called after the run's.
 
     Returns:
         The run folder.
@@ -230,7 +232,7 @@ def train(
             eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
             data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
             processing_class=loaded.tokenizer,
-            callbacks=[*called.all(), signals],
+            callbacks=[*called.all(), *watchers, signals],
         )
         done = None
         if start is not None:
