@@ -29,6 +29,10 @@ class ModelError(RectuneError):
     exit_code = 4
 
 
+class NotFinite(ModelError):  # noqa: N818
+    """Scores, a loss or a gradient that are not finite numbers."""
+
+
 class ResourceError(RectuneError):
     """Too little of something the machine has to give: memory, disk, network, an optional package."""
 

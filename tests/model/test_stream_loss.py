@@ -22,6 +22,7 @@ from rectune.prompt.stream import StreamPrompts
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.train.batches import TrainingCollator
+from rectune.train.halving import Halving
 from rectune.train.trainer import AnswerTrainer
 
 WORDS = Verbalizer("Yes", "No", positive_id=2, negative_id=0, end_id=3)
@@ -129,6 +130,7 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
         validation=None,
         save_total_limit=None,
         on_saved=lambda _folder: None,
+        halving=Halving(False, print),
         model=model,
         args=TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True),
     )

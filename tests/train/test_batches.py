@@ -19,7 +19,8 @@ def test_one_prompt_a_row_has_its_answer_behind_it_and_padding_on_the_right() ->
     assert batch["positions"].tolist() == [2, 1]
     assert batch["labels"].tolist() == [91, 90]
     assert batch["prior"].tolist() == [0.5, -2.0]
-    assert set(batch) == {"input_ids", "rows", "positions", "labels", "prior"}
+    assert set(batch) == {"input_ids", "rows", "positions", "labels", "prior", "trees"}
+    assert batch["trees"].tolist() == [0, 1]
 
 
 def test_packed_prompts_keep_their_own_positions_and_number() -> None:
@@ -30,6 +31,7 @@ def test_packed_prompts_keep_their_own_positions_and_number() -> None:
     assert batch["labels"].tolist() == [90, 91, 90]
     assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
     assert batch["prior"].tolist() == [-2.0, 0.5, -2.0]
+    assert batch["trees"].tolist() == [1, 0, 1]
     assert batch["run"].tolist() == [[0] * 4 + [1] * 5, [0] * 4 + [-1] * 5]
     # A token sees from `first` to before `fork` besides its own run: here nothing.
     assert batch["first"].tolist() == batch["fork"].tolist() == [[0] * 4 + [4] * 5, [0] * 9]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rectune.errors import ModelError, ResourceError
+from rectune.errors import NotFinite, ResourceError
 from rectune.model.answers import hidden_at, label_logits
 from rectune.model.attention import attention_mask
 from rectune.prompt.forest import Forest, lay_out
@@ -64,7 +64,7 @@ def score_trees(
         float64 [answers], in the order of the trees' answers.
 
     Raises:
-        ModelError: a score is not a number.
+        NotFinite: a score is not a number.
         ResourceError: a batch does not fit the device's memory.
     """
     device = next(model.parameters()).device
@@ -100,7 +100,7 @@ def score_trees(
     finally:
         model.train(was_training)
     if not np.isfinite(result).all():
-        raise ModelError(
+        raise NotFinite(
             f"{int((~np.isfinite(result)).sum())} of {len(result)} scores are not numbers: the adapter has diverged "
             "or float16 overflowed; train with bf16=true or a lower learning_rate"
         )

@@ -36,8 +36,9 @@ class TrainingCollator:
 
         Returns:
             input_ids int64 [batch, length], padded on the right; rows and positions int64 [answers]; labels int64
-            [answers], the label tokens; prior float32 [answers]. Where a row holds several trees or branches also
-            position_ids, run, first and fork, int64 [batch, length], as `Forest` has them.
+            [answers], the label tokens; prior float32 [answers]; trees int64 [answers], the tree of each. Where a row
+            holds several trees or branches also position_ids, run, first and fork, int64 [batch, length], as `Forest`
+            has them.
         """
         used = sorted({index for pack in packs for index in pack})
         local = {index: at for at, index in enumerate(used)}
@@ -53,6 +54,7 @@ class TrainingCollator:
             "positions": torch.from_numpy(forest.positions),
             "labels": words[torch.from_numpy(part.labels[forest.answers].astype(np.int64))],
             "prior": torch.from_numpy(part.prior[forest.answers]),
+            "trees": torch.tensor(used)[np.searchsorted(part.answer_offsets, forest.answers, side="right") - 1],
         }
         if not forest.plain:
             for name, value in (("position_ids", forest.depth), ("run", forest.run)):

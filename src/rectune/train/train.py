@@ -17,7 +17,7 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, RectuneError
+from rectune.errors import ConfigError, NotFinite, RectuneError
 from rectune.files import atomic_folder, write_json
 from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
@@ -33,7 +33,7 @@ from rectune.score.settings import AdapterSettings, settings_of
 from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
 from rectune.train.callbacks import make_callbacks
-from rectune.train.checkpoints import drop_after
+from rectune.train.checkpoints import checkpoint_folders, drop_after, problem_with
 from rectune.train.halving import Halving
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
 from rectune.train.shortage import shortages
@@ -72,6 +72,17 @@ def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
     packs = pack(trees.lengths + (2 if ends_answers(config) else 0), config.cutoff_len, config.seed)
     say(f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, none lost")
     return packs
+
+
+def _kept(config: Config, run: Path, best: int | None, say: Say) -> str:
+    """Put the best adapter, where there is one, at the root of a run that broke, and say what stands."""
+    from rectune.train.not_finite import what_stands
+
+    if best is not None:
+        check_best(run, best)
+        publish(run / BEST, run, config.blend, say)
+    last = next((folder for folder in checkpoint_folders(run) if problem_with(folder) is None), None)
+    return what_stands(run, best, last)
 
 
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
@@ -127,6 +138,7 @@ def train(
     from transformers import TrainerState
 
     from rectune.train.batches import TrainingCollator
+    from rectune.train.not_finite import BatchNames
     from rectune.train.stopping import StopSignals
     from rectune.train.trainer import AnswerTrainer, Validation
 
@@ -226,6 +238,7 @@ def train(
             save_total_limit=config.save_total_limit,
             on_saved=saved,
             halving=halving,
+            name_batch=BatchNames(trees, data),
             model=model,
             args=trainer_arguments(config, config.num_train_epochs, say),
             train_dataset=packs,
@@ -247,6 +260,8 @@ def train(
             try:
                 with shortages(run, loaded.device.type):
                     trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+            except NotFinite as error:
+                raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
             finally:
                 called.log.close()
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:

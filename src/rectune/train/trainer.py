@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ import numpy.typing as npt
 import torch
 from transformers import PrinterCallback, Trainer
 
-from rectune.errors import ModelError
+from rectune.errors import NotFinite
 from rectune.measure.classification import classification_metrics
+from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
 from rectune.model.attention import attention_mask
 from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
-from rectune.score.scorer import score_trees
+from rectune.score.scorer import CHUNK, score_trees
 from rectune.train.checkpoints import mark_complete, rotate
-from rectune.train.halving import Halving
+from rectune.train.halving import Halving, parts_of
+from rectune.train.not_finite import BROKEN, SKIPPED_IN_A_ROW, Batch, broken_weight, explain, guilty_batch, which_batch
 
 
 @dataclass
@@ -33,11 +36,25 @@ class Validation:
         trees: their prompts.
         user_ids: user of each answer.
         log_odds: float64 [answers] of the latest evaluation, None before the first.
+        untrained: float64 [answers of `first_batch`], as they were before the first step; None before training.
     """
 
     trees: Trees
     user_ids: list[str]
     log_odds: npt.NDArray[np.float64] | None = None
+    untrained: npt.NDArray[np.float64] | None = None
+
+    def first_batch(self, size: int) -> npt.NDArray[np.int64]:
+        """The trees that an evaluation scores first, in its order, so that scored alone they give the same floats."""
+        return np.argsort(-self.trees.lengths[:CHUNK], kind="stable")[:size]
+
+    def moved(self, size: int) -> float | None:
+        """Mean change of the log-odds since training began, over the answers of the first batch."""
+        if self.log_odds is None or self.untrained is None:
+            return None
+        answers = np.concatenate([np.arange(*self.trees.answers(int(tree)).indices(len(self.log_odds))[:2])
+                                  for tree in self.first_batch(size)])  # fmt: skip
+        return float(np.abs(self.log_odds[answers] - self.untrained).mean())
 
 
 class AnswerTrainer(Trainer):
@@ -52,6 +69,7 @@ class AnswerTrainer(Trainer):
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
         on_saved: called with each checkpoint folder before it is marked complete.
         halving: how micro-batches that do not fit the memory are taken apart.
+        name_batch: tells in words which events the trees of a batch hold.
         arguments: as `transformers.Trainer` takes them.
     """
 
@@ -66,6 +84,7 @@ class AnswerTrainer(Trainer):
         save_total_limit: int | None,
         on_saved: Callable[[Path], None],
         halving: Halving,
+        name_batch: Callable[[list[int]], str] = str,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -78,11 +97,15 @@ class AnswerTrainer(Trainer):
         self.kept = save_total_limit
         self.on_saved = on_saved
         self.halving = halving
+        self.name_batch = name_batch
+        self.step_batches: list[Batch] = []
+        self.skipped = 0
         # compute_loss divides by the answers of the whole optimiser step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         """Answers in all micro-batches of one optimiser step."""
+        self.step_batches = batch_samples  # kept to name the one that breaks the run
         if not batch_samples:
             return None
         return torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
@@ -94,6 +117,13 @@ class AnswerTrainer(Trainer):
         step = super().training_step
         return self.halving.step(model, inputs, lambda part: step(model, part, num_items_in_batch))
 
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """Remember what the model answers before its first step, also where a checkpoint's weights are loaded next."""
+        if self.validation is not None:
+            first = self.validation.trees.select(self.validation.first_batch(self.args.per_device_eval_batch_size))
+            self.validation.untrained = self._scores(first)
+        return super().train(*arguments, **named)
+
     def compute_loss(
         self,
         model: Any,
@@ -104,8 +134,15 @@ class AnswerTrainer(Trainer):
         """Mean over answers of what the label costs, plus the cross-entropy of the end token behind it where trained.
 
         Raises:
-            ModelError: the loss is not a number; the checkpoint before stands.
+            NotFinite: the loss is not a number; the checkpoint before stands.
         """
+        loss = self._batch_loss(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._broken("loss", loss.item(), inputs)
+        return (loss, None) if return_outputs else loss
+
+    def _batch_loss(self, model: Any, inputs: Batch, count: torch.Tensor | int | None) -> torch.Tensor:
+        """The loss of one micro-batch, its sum divided by `count` answers."""
         rows, positions, labels = inputs["rows"], inputs["positions"], inputs["labels"]
         mask = None
         if "run" in inputs:
@@ -117,13 +154,65 @@ class AnswerTrainer(Trainer):
         total = self.answer_loss(model, words, labels, inputs["prior"], self.verbalizer).sum()
         if self.with_end:
             total = total + word_losses(model, ends, torch.full_like(labels, self.verbalizer.end_id)).sum()
-        loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the training loss became {loss.item()} after step {self.state.global_step}; the last checkpoint is "
-                "whole. Lower learning_rate, or train with bf16=true in place of fp16"
-            )
-        return (loss, None) if return_outputs else loss
+        return total / (len(labels) if count is None else count)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm, looked at before the optimiser could carry it into the weights.
+
+        Float16's loss scaling skips a step that overflowed and halves its scale: that is no failure, until it has
+        happened so often in a row that scaling cannot be the reason.
+
+        Raises:
+            NotFinite: the norm is not a number.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is None or math.isfinite(float(norm)):
+            self.skipped = 0
+            return norm
+        self.skipped += 1
+        if getattr(self.accelerator, "scaler", None) is not None and self.skipped < SKIPPED_IN_A_ROW:
+            return norm
+        whole = map(self._prepare_inputs, self.step_batches)
+        batches = [part for batch in whole for part in parts_of(batch, self.halving.rows or len(batch["input_ids"]))]
+        culprit = guilty_batch(model, batches, lambda batch: self._batch_loss(model, batch, None))
+        raise self._broken("gradient", float(norm), culprit)
+
+    def _broken(self, what: str, value: float, culprit: Batch | None = None) -> NotFinite:
+        """Leave an entry in the history that says what broke the run, and make the error that says it too.
+
+        Args:
+            what: `loss`, `gradient` or `scores`.
+            value: what it became.
+            culprit: the micro-batch to blame, where one is.
+        """
+        weight = broken_weight(self.model)
+        entry = {
+            "epoch": self.state.epoch,
+            "step": self.state.global_step + (what != "scores"),
+            BROKEN: what,
+            "value": str(value),
+            "weight": weight[0] if weight else None,
+            "trained": weight[1] if weight else None,
+            "micro_batch": which_batch(self.step_batches, culprit) if culprit else None,
+            "micro_batches": len(self.step_batches),
+            "rows": self.name_batch(culprit["trees"].tolist()) if culprit else None,
+            "peak": self.args.learning_rate,
+            "precision": "float16" if self.args.fp16 else str(self.model.dtype).removeprefix("torch."),
+        }
+        self.state.log_history.append(entry)
+        return NotFinite("; ".join(explain(entry)))
+
+    def _scores(self, trees: Trees) -> npt.NDArray[np.float64]:
+        """Log-odds of all answers of the trees.
+
+        Raises:
+            NotFinite: one of them is not a number.
+        """
+        size = self.args.per_device_eval_batch_size
+        try:
+            return score_trees(self.model, trees, self.verbalizer, size, self.attention)
+        except NotFinite as error:
+            raise self._broken("scores", math.nan) from error
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -131,15 +220,20 @@ class AnswerTrainer(Trainer):
         """Score the validation events and log the metrics; only two numbers an answer are ever kept.
 
         The metrics are of plain probabilities, whatever the loss: what class weights add to log-odds is taken off.
+
+        Raises:
+            NotFinite: a score is not a number.
         """
         if self.validation is None:
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
-        log_odds = score_trees(self.model, trees, self.verbalizer, self.args.per_device_eval_batch_size, self.attention)
+        log_odds = self._scores(trees)
         self.validation.log_odds = log_odds
         plain = log_odds - self.answer_loss.shift
         found = classification_metrics(trees.labels, plain, self.validation.user_ids)
+        moved = self.validation.moved(self.args.per_device_eval_batch_size)
+        found = {**found, **self_assessment(trees.labels, plain), "log_odds_moved": moved}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}
         seconds = time.perf_counter() - start
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 3)
