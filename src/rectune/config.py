@@ -63,7 +63,7 @@ class Config(BaseModel):
     layout: Literal["stream", "pointwise"] = "stream"
     """stream: a user's events in one sequence, with an answer at every one; pointwise: one prompt and answer each."""
     prompt_format: Literal["chat", "instruction", "completion", "classifier"] = "chat"
-    """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: asks nothing."""
+    """chat: the model's template; instruction: Alpaca; completion: ends in 'Answer:'; classifier: a trained head."""
     prompt_domain: Literal["films", "products", "food"] = "films"
     """Which shipped texts to use where the texts below are empty."""
     system_prompt: str | None = None
@@ -161,7 +161,7 @@ class Config(BaseModel):
     )
     """Optimiser; the 8-bit and paged ones come from bitsandbytes."""
     loss_over: Literal["vocabulary", "labels"] = "vocabulary"
-    """vocabulary: cross-entropy of the label among all tokens; labels: among the two label words only."""
+    """vocabulary: cross-entropy of the label among all tokens; labels: among the two labels, as in a classifier."""
     class_weights: Literal["none", "balanced"] | list[float] = "none"
     """Weight of each answer in the loss: none, balanced (both labels weigh the same in sum) or [negative, positive]."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

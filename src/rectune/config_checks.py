@@ -24,11 +24,13 @@ def cross_checks(config: Config) -> list[str]:
         problems.append(f"blend: got {config.blend!r}, which names one twice; name each once")
     if "stack" in config.blend and config.prior == "stack":
         problems.append("blend: got 'stack' beside prior: stack, which has its log-odds in it already; leave one out")
+    if config.prompt_format == "classifier" and config.gen_eval_samples:
+        problems.append("gen_eval_samples: a classification head writes no words; use 0, or another prompt_format")
     if config.layout == "stream":
-        if config.prompt_format not in ("chat", "completion"):
+        if config.prompt_format == "instruction":
             problems.append(
-                f"prompt_format: got {config.prompt_format!r} beside layout: stream, allowed: chat, completion; "
-                "or set layout=pointwise"
+                f"prompt_format: got {config.prompt_format!r} beside layout: stream, allowed: chat, completion, "
+                "classifier; or set layout=pointwise"
             )
         if not config.stream_cue.strip() or config.stream_cue != config.stream_cue.rstrip():
             problems.append(f"stream_cue: got {config.stream_cue!r}; use a word or sign without space behind it")

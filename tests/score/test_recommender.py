@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,11 +360,6 @@ def test_a_named_user_pays_for_new_events_only(stream: Recommender) -> None:
     later = stream.score(HISTORY, CANDIDATES, user="ann")
     assert len(stream._scorer.trunks) == 1
     assert later == pytest.approx(stream.score(HISTORY, CANDIDATES), abs=1e-5) and first != later
-
-
-def test_a_classifiers_prompt_is_refused(tiny_config: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"^prompt_format: classifier makes the input of a classification head"):
-        Recommender.load(tiny_config(prompt_format="classifier"), say=lambda _line: None)
 
 
 def test_options_that_cannot_work_are_one_line(pointwise: Recommender) -> None:

@@ -311,9 +311,3 @@ def test_quantised_bases_train_resume_and_evaluate_on_the_cpu(keys: dict[str, An
     assert "check: largest difference from the scores during training, row by row: 0 in log-odds" in said
     settings = json.loads((resumed / "rectune.json").read_text(encoding="utf-8"))
     assert settings["quantization"] == ("4-bit" if "use_qlora" in keys else "8-bit")
-
-
-def test_a_classifiers_input_is_refused_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="classification head"):
-        run(**SHORT, prompt_format="classifier")
-    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """Read answers: hidden states at answer positions only, times the rows of the head that are needed.
 
 Nothing of shape [batch, length, vocabulary] is ever made. This is the one place that turns a model's output into
-logits of label words.
+logits of labels, be they two words of the vocabulary or the classes of a classification head.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import torch
 from torch.nn import functional
 
 from rectune.errors import ModelError
+
+HEAD = "score"
+"""What transformers calls a classification head, and so the adapter's file."""
 
 
 class Words(Protocol):
@@ -81,9 +84,23 @@ def hidden_at(
     return hidden
 
 
+def classification_weight(model: Any) -> torch.Tensor | None:
+    """The weight of a model's classification head, [2, hidden], negative first; None where it has none.
+
+    With the adapter switched off it is the head as it was before training.
+    """
+    head = getattr(_bare(model), HEAD, None)
+    return None if head is None else head.weight
+
+
 def label_logits(model: Any, hidden: torch.Tensor, negative_id: int, positive_id: int) -> torch.Tensor:
-    """Logits of the two label words from the two rows of the head, in float32: [answers, 2], negative first."""
-    rows = head_weight(model)[[negative_id, positive_id]]
+    """Logits of the two labels in float32: [answers, 2], negative first.
+
+    They come from the two words' rows of the output head, or from the classification head where there is one.
+    """
+    rows = classification_weight(model)
+    if rows is None:
+        rows = head_weight(model)[[negative_id, positive_id]]
     return functional.linear(hidden.float(), rows.float())
 
 

@@ -32,7 +32,7 @@ class Loaded:
     """A base model with its tokenizer.
 
     Attributes:
-        model: a causal language model on `device`, frozen, in evaluation mode.
+        model: a causal language model on `device`, frozen, in evaluation mode; `for_answers` may put another head on.
         tokenizer: its fast tokenizer.
         source: what to give `from_pretrained` to get the same base again.
         revision: the hub's commit, where known.

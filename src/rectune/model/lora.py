@@ -11,6 +11,7 @@ import torch
 from rectune.config import Config
 from rectune.errors import ModelError
 from rectune.files import hash_file, write_text
+from rectune.model.answers import HEAD, classification_weight
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SEAL = "adapter.sha256"
@@ -27,7 +28,7 @@ def _targets(model: Any, config: Config) -> list[str]:
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings() and name != HEAD
     }
     shorthand = {"all": sorted(linear), "attention": _ATTENTION, "qv": ["q_proj", "v_proj"]}
     wanted = shorthand[config.lora_target] if isinstance(config.lora_target, str) else config.lora_target
@@ -69,6 +70,11 @@ def _skip_casts(adapted: Any) -> None:
             module.cast_input_dtype_enabled = False
 
 
+def _task(model: Any) -> str:
+    """PEFT's word for what a model answers with; with SEQ_CLS it trains and saves the classification head too."""
+    return "CAUSAL_LM" if classification_weight(model) is None else "SEQ_CLS"
+
+
 def attach_adapter(model: Any, config: Config, source: str, revision: str | None) -> Any:
     """The model with a fresh LoRA adapter (Hu et al. 2021), its matrices in float32 for exact small updates.
 
@@ -86,7 +92,7 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_task(model),
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
@@ -101,7 +107,8 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
     adapted = get_peft_model(model, settings)
     settings.base_model_name_or_path = source
     _skip_casts(adapted)
-    if any(value.requires_grad and "lora_" not in name for name, value in adapted.named_parameters()):
+    own = ("lora_", f"{HEAD}.modules_to_save")
+    if any(value.requires_grad and not any(part in name for part in own) for name, value in adapted.named_parameters()):
         raise ModelError(
             f"lora_bias: got {config.lora_bias!r}, but this model's biases would be trained, and then untuned could "
             "not be compared: switching the adapter off leaves them; use none"
@@ -123,7 +130,8 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
         trainable: whether training goes on from it.
 
     Raises:
-        ModelError: a file is missing or damaged, its shapes are another model's, or all its effect is zero.
+        ModelError: a file is missing or damaged, its shapes are another model's, it answers with another head, or all
+            its effect is zero.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -133,7 +141,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
         if not needed.is_file():
             raise ModelError(f"{folder}: no {needed.name}; give the output_dir of a finished training run")
     try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(file, "pt") as tensors:
             saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
             ups = [name for name in saved if "lora_B" in name]
@@ -144,6 +152,13 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
             raise ValueError(f"its content is not that of {SEAL}")
     except (SafetensorError, ValueError, OSError) as error:
         raise ModelError(f"{file}: damaged ({error}); take an earlier checkpoint or train again") from error
+    task = told.get("task_type") if isinstance(told, dict) else None
+    if task in ("CAUSAL_LM", "SEQ_CLS") and task != _task(model):
+        was = "a classification head" if task == "SEQ_CLS" else "label words"
+        raise ModelError(
+            f"{folder}: this adapter answers with {was}, and the configuration does not: prompt_format=classifier "
+            "means a classification head, every other one label words"
+        )
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -147,7 +147,11 @@ def loss_of(config: Config, labels: npt.NDArray[np.integer[Any]], say: Callable[
     """
     positives = int(labels.sum())
     weights = weights_for(config.class_weights, len(labels) - positives, positives)
-    loss = AnswerLoss(config.loss_over, weights, config.label_smoothing, config.focal_gamma)
+    over = config.loss_over
+    if config.prompt_format == "classifier" and over == "vocabulary":
+        over = "labels"
+        say("loss: over the two labels (prompt_format: classifier), since a classification head knows no other token")
+    loss = AnswerLoss(over, weights, config.label_smoothing, config.focal_gamma)
     if weights is not None:
         say(
             f"loss: a {config.negative_label} weighs {weights[0]:.3g} and a {config.positive_label} {weights[1]:.3g}, "

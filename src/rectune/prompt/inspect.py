@@ -19,6 +19,7 @@ from rectune.model.load import load_tokenizer
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import EventHistories, encode, encode_stream, sample_rows
 from rectune.prompt.follow import follow_events, follow_windows
+from rectune.prompt.layouts import ends_answers
 from rectune.prompt.lengths import (
     NO_CUT,
     character_lengths,
@@ -70,7 +71,7 @@ def _prompts(
     uncut = config.with_overrides(cutoff_len=NO_CUT)
     trees = encode(uncut, data.events, data.catalog, data.content_hash, PointwisePrompts(uncut, pieces), rows, say)
     seconds = time.perf_counter() - start
-    lengths = trees.lengths + (0 if config.prompt_format == "classifier" else 2)
+    lengths = trees.lengths + (2 if ends_answers(config) else 0)
     found = report_lengths(lengths, "tokens", shares, config, packed, console)
     found["prompts_per_second"] = round(len(trees) / seconds)
     say(f"tokenised {len(trees):,} prompts in {seconds:.2f} s ({len(trees) / seconds:,.0f}/s)")

@@ -54,6 +54,7 @@ class PointwisePrompts:
         )
         self._heads: dict[int, list[int]] = {}
         self._tail = pieces.template(self._closing())
+        self._answer_room = 0 if self.format == "classifier" else 2
 
     # --- fixed text around history and candidate ---
 
@@ -119,7 +120,7 @@ class PointwisePrompts:
     def build(self, history: Sequence[Event], candidate: str) -> Prompt:
         """The prompt of one candidate after a history, shortened by whole events to fit `cutoff_len`.
 
-        Room is left for the answer and the token that ends it.
+        Room is left for the answer and the token that ends it, where a prompt has them.
 
         Raises:
             DataError: the prompt does not fit even without any history.
@@ -150,7 +151,7 @@ class PointwisePrompts:
         sizes: dict[int, int] = {}
 
         def dropped(index: int) -> int:
-            room = self.cutoff_len - 2 - len(header) - len(branches[index])
+            room = self.cutoff_len - self._answer_room - len(header) - len(branches[index])
             for first in range(len(item_ids) + 1):
                 if first not in sizes:
                     sizes[first] = len(lines(first))

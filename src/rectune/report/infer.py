@@ -18,10 +18,11 @@ from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
 from rectune.measure.classification import probability
 from rectune.prompt.events import Event, Prompt
+from rectune.prompt.layouts import ends_answers
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
 from rectune.score.candidates import Candidate, Request, request_joined, request_prior
-from rectune.score.generate import extract_label, generate_answers, generated_line
+from rectune.score.generate import extract_label, generate_answers, generated_line, generation_problem
 from rectune.score.items import item_prior, like_rate, with_rate
 from rectune.score.open_run import OpenRun
 from rectune.score.score import TUNED, UNTUNED
@@ -258,11 +259,6 @@ def answer(run: OpenRun, questions: list[Question], which: str, mode: str) -> pl
     return frame if texts is None else frame.with_columns(generated=pl.Series(texts))
 
 
-def _can_generate(run: OpenRun) -> bool:
-    """Whether the model alone answers: nothing can be added to an answer that is text."""
-    return run.config.prior == "none" and not run.settings.blend
-
-
 def infer_demo(run: OpenRun, say: Say) -> None:
     """One canned prompt, answered by the untuned and by the tuned model."""
     asked = question(run, _CANNED, "the canned prompt")
@@ -270,7 +266,7 @@ def infer_demo(run: OpenRun, say: Say) -> None:
     if uses_rates(run.config):
         rate, _ = like_rate(run, None)
         say(f"item rates: these films are in no dataset, so all have the like-rate of an unrated item ({rate:.0%})")
-    mode = "generate" if _can_generate(run) else "logits"
+    mode = "generate" if generation_problem(run) is None else "logits"
     for which in (UNTUNED, TUNED):
         row = answer(run, [asked], which, mode).row(0, named=True)
         says = f"   says {row['generated']!r}" if mode == "generate" else ""
@@ -283,7 +279,7 @@ def _check_lengths(run: OpenRun, questions: list[Question], file: Path, say: Say
     Raises:
         DataError: a record is longer than the model can read at all.
     """
-    ending = 2 if run.config.layout == "pointwise" else 0
+    ending = 2 if ends_answers(run.config) else 0
     sizes = [len(question.prompt.tokens) + ending for question in questions]
     most = getattr(run.model.config, "max_position_embeddings", None)
     if most is not None and max(sizes) > most:
@@ -327,8 +323,9 @@ def infer_file(
         ConfigError: the run has a prior, which a generated answer cannot have.
         DataError: see `read_records` and `question`.
     """
-    if mode == "generate" and not _can_generate(run):
-        raise ConfigError("--mode: generate cannot add this run's prior or baselines to an answer; use logits")
+    problem = generation_problem(run) if mode == "generate" else None
+    if problem is not None:
+        raise ConfigError(f"--mode: generate {problem}; use logits")
     records = read_records(file)[:limit]
     asked = [question(run, record, f"{file}, record {number}") for number, record in enumerate(records, start=1)]
     _check_lengths(run, asked, file, say)

@@ -14,10 +14,21 @@ from rectune.errors import ResourceError
 from rectune.model.answers import label_logits
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
+from rectune.score.open_run import OpenRun
 from rectune.score.scorer import Progress, scoring_batches
+from rectune.score.settings import CLASSIFIER
 
 MAX_NEW_TOKENS = 8
 _THINK = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+
+
+def generation_problem(run: OpenRun) -> str | None:
+    """What generation cannot do for a run, or None where it can answer in words."""
+    if run.settings.head == CLASSIFIER:
+        return "cannot ask this run's classification head, which writes no words"
+    if run.config.prior != "none" or run.settings.blend:
+        return "cannot add this run's prior or baselines to an answer"
+    return None
 
 
 def extract_label(text: str, verbalizer: Verbalizer) -> int | None:

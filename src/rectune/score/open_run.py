@@ -10,6 +10,7 @@ from typing import Any
 from rectune.config import Config, load_config, parse_override
 from rectune.errors import ModelError
 from rectune.files import hash_file, hash_text
+from rectune.model.classifier import for_answers
 from rectune.model.load import Loaded, load_model
 from rectune.model.lora import ADAPTER_FILE, load_adapter
 from rectune.prompt.layouts import Prompts, prompts_for
@@ -123,5 +124,6 @@ def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> 
         say(f"precision: trained in {settings.dtype}, scored in {dtype}: scores move a little")
     prompts = prompts_for(config, Pieces(loaded.tokenizer))
     settings.check_verbalizer(prompts.verbalizer)
+    loaded = for_answers(config, loaded, prompts.verbalizer, say)
     model = load_adapter(loaded.model, folder)
     return OpenRun(folder, config, settings, model, loaded, prompts)

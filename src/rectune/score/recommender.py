@@ -61,19 +61,16 @@ def open_untuned(config: Config, say: Say) -> tuple[OpenRun, Dataset]:
     What a run has saved is made here: prompt texts from the configuration, item rates from the dataset, which is
     prepared first where it is missing.
     """
+    from rectune.model.classifier import for_answers
     from rectune.model.load import load_model
     from rectune.prompt.layouts import prompts_for
     from rectune.prompt.pieces import Pieces
     from rectune.score.settings import settings_of
 
-    if config.prompt_format == "classifier":
-        raise ConfigError(
-            "prompt_format: classifier makes the input of a classification head and asks nothing; use chat, "
-            "instruction or completion"
-        )
     data = open_dataset(config, say)
     loaded = load_model(config, say)
     prompts = prompts_for(config, Pieces(loaded.tokenizer))
+    loaded = for_answers(config, loaded, prompts.verbalizer, say)
     dtype = str(loaded.dtype).removeprefix("torch.")
     stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     settings = settings_of(

@@ -20,7 +20,7 @@ from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.tree import Trees
 from rectune.score.chunks import scoring_bar, stored_chunk
-from rectune.score.generate import extract_label, generate_answers
+from rectune.score.generate import extract_label, generate_answers, generation_problem
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun
 from rectune.score.predictions import prediction_frame
@@ -94,8 +94,9 @@ def score_rows(
     """
     if mode not in MODES:
         raise ConfigError(f"--mode: got {mode!r}, allowed: {', '.join(MODES)}")
-    if mode == "generate" and (run.config.prior != "none" or run.settings.blend):
-        raise ConfigError("--mode: generate cannot add this run's prior or baselines to an answer; use logits")
+    problem = generation_problem(run) if mode == "generate" else None
+    if problem is not None:
+        raise ConfigError(f"--mode: generate {problem}; use logits")
     trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
     store = run.folder / "scoring" / run.scoring_key(data.content_hash, rows.tobytes().hex(), mode)
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}

@@ -37,6 +37,7 @@ BASELINE_FILES = {name: f"{name}.safetensors" for name in KINDS}
 """The baselines that the model starts from, or that join its answer."""
 MODEL, OFFSET = "model", "offset"
 """In a blend beside the baselines' names."""
+LABEL_WORDS, CLASSIFIER = "label_words", "classifier"
 _CONTENT = ("rates", "fitted")
 """Fields that are files of their own."""
 
@@ -70,6 +71,8 @@ class AdapterSettings:
             `model`, and the `offset` that is added, in place of temperature and offset; else empty.
         loss_shift: what class weights in the loss added to the model's log-odds, log(positive / negative); taken off
             where no offset is fitted.
+        head: what the log-odds are read from: `label_words`, two rows of the base model's output head, or `classifier`,
+            a head of its own in the adapter's file.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
         data_hash: content hash of the dataset trained on.
         versions: of the software that trained it.
@@ -91,6 +94,7 @@ class AdapterSettings:
     blend: dict[str, float] = field(default_factory=dict)
     loss_shift: float = 0.0
     threshold: float = 0.5
+    head: str = LABEL_WORDS
     versions: dict[str, str] = field(default_factory=versions)
     rates: bytes | None = field(default=None, repr=False)
     fitted: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -225,6 +229,11 @@ def quantization_of(config: Config) -> str | None:
     return None if bits is None else f"{bits}-bit"
 
 
+def _head_of(prompt_format: Any) -> str:
+    """What a configuration's answers are read from."""
+    return CLASSIFIER if prompt_format == "classifier" else LABEL_WORDS
+
+
 def _rates(config: Config, events: pl.DataFrame) -> tuple[dict[str, Any], bytes]:
     """How a configuration uses item rates, and the table of them."""
     stream = io.BytesIO()
@@ -255,6 +264,7 @@ def settings_of(
         dtype=dtype,
         prior=prior,
         rates=rates,
+        head=_head_of(config.prompt_format),
     )
     return settings.with_baselines(served or {})
 
@@ -339,6 +349,7 @@ def load_settings(folder: Path) -> AdapterSettings:
     for key, applies in (
         ("temperature", _number(found.temperature) and found.temperature > 0), ("offset", _number(found.offset)),
         ("loss_shift", _number(found.loss_shift)),
+        ("head", found.head == _head_of(found.prompt.get("prompt_format"))),
         ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend),
     ):  # fmt: skip
         if not applies:

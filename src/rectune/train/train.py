@@ -19,12 +19,13 @@ from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.errors import ConfigError, NotFinite, RectuneError
 from rectune.files import atomic_folder, write_json
+from rectune.model.classifier import for_answers
 from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
 from rectune.model.losses import loss_of
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import clear_cache, encode, split_sample
-from rectune.prompt.layouts import prompts_for
+from rectune.prompt.layouts import ends_answers, prompts_for
 from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
@@ -58,11 +59,6 @@ class Interrupted(RectuneError):  # noqa: N818
     """A run was stopped by a signal after saving a checkpoint."""
 
     exit_code = 130
-
-
-def ends_answers(config: Config) -> bool:
-    """Whether label and end token stand behind each prompt in training: in a stream the next event does."""
-    return config.layout == "pointwise"
 
 
 def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
@@ -142,11 +138,6 @@ def train(
     from rectune.train.stopping import StopSignals
     from rectune.train.trainer import AnswerTrainer, Validation
 
-    if config.prompt_format == "classifier":
-        raise ConfigError(
-            "prompt_format: classifier makes the input of a classification head, which this version can inspect but "
-            "not train; use chat, instruction or completion"
-        )
     if config.blend and config.eval_strategy == "no":
         raise ConfigError(
             "blend: its weights are fitted on validation, but eval_strategy is no; use steps or epoch, or train "
@@ -166,6 +157,7 @@ def train(
     check_optimizer(config, loaded.device.type, say)
     pieces = Pieces(loaded.tokenizer)
     prompts = prompts_for(config, pieces)
+    loaded = for_answers(config, loaded, prompts.verbalizer, say)
     trees, held_out = (
         encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
         for split in (TRAIN, VALIDATION)
