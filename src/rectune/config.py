@@ -126,6 +126,11 @@ class Config(BaseModel):
     """Scale by alpha / sqrt(rank), which keeps high ranks effective."""
     use_dora: bool = False
     """Train the magnitude of each output besides the direction: a little better at low ranks, and slower."""
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    """Where the adapter starts: default and gaussian at no effect; pissa and olora train the base weights' main
+    directions, as plain LoRA of twice the rank; loftq at what 4-bit quantisation lost."""
+    loraplus_lr_ratio: float | None = Field(None, ge=1)
+    """LoRA+: the adapter's matrices B learn at the learning rate times this, A at the rate itself; 16 is common."""
 
     # --- training ---
     output_dir: Path = Path("output/qwen3-movielens-qlora")

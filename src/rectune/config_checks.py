@@ -11,6 +11,27 @@ if TYPE_CHECKING:
     from rectune.config import Config
 
 
+def _initialisation(config: Config) -> list[str]:
+    """Where an adapter cannot start."""
+    kind, bits = config.init_lora_weights, 4 if config.use_qlora else config.quantization_bit
+    problems = []
+    if kind == "loftq" and bits != 4:
+        problems.append("init_lora_weights: got 'loftq', which makes up for 4-bit quantisation; set use_qlora=true")
+    if kind == "loftq" and config.use_dora:
+        problems.append("init_lora_weights: got 'loftq' beside use_dora: true; choose one of the two")
+    if kind in ("pissa", "olora") and bits is not None:
+        problems.append(
+            f"init_lora_weights: got {kind!r} beside a base in {bits} bits; what it leaves of the base would be "
+            "quantised in its place, and the adapter would fit no other base; use loftq or default"
+        )
+    if kind in ("pissa", "olora") and config.weight_decay:
+        problems.append(
+            f"weight_decay: got {config.weight_decay!r} beside init_lora_weights: {kind}, where it would pull the base "
+            "weights' main directions to zero, not the change; use 0"
+        )
+    return problems
+
+
 def cross_checks(config: Config) -> list[str]:
     """Problems that need more than one key to be seen."""
     problems = []
@@ -52,6 +73,7 @@ def cross_checks(config: Config) -> list[str]:
         problems.append("output_dir: got an empty path or the current folder; name a folder for the run")
     if config.max_steps == 0:
         problems.append("max_steps: got 0, allowed: -1 (num_train_epochs decides) or at least 1")
+    problems += _initialisation(config)
     weights = config.class_weights
     if isinstance(weights, list) and (len(weights) != 2 or min(weights) <= 0):
         problems.append(f"class_weights: got {weights!r}, allowed: none, balanced, or two numbers above 0, [1, 3] say")

@@ -126,6 +126,7 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
         verbalizer=words,
         attention=kernel,
         answer_loss=AnswerLoss(over),
+        lr_ratio=None,
         with_end=False,
         validation=None,
         save_total_limit=None,

@@ -26,6 +26,7 @@ from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.report.evaluate import evaluate
+from rectune.train.start import Resume
 
 QUIET = Console(quiet=True)
 Run = Callable[..., tuple[Path, list[str]]]
@@ -62,12 +63,94 @@ def scores_by_plain_peft(run: Path) -> tuple[npt.NDArray[np.float64], npt.NDArra
         return on, odds()
 
 
-def check_scores(run: Path) -> None:
-    """What plain PEFT answers is what training saw, and the adapter does something."""
+def check_scores(run: Path) -> npt.NDArray[np.float64]:
+    """What plain PEFT answers is what training saw, and the adapter does something; returns the untuned log-odds."""
     on, off = scores_by_plain_peft(run)
     seen = pl.read_parquet(run / "validation_predictions.parquet")["log_odds"].to_numpy()
     np.testing.assert_allclose(on, seen, atol=1e-4)
     assert np.abs(on - off).max() > 1e-3
+    return off
+
+
+ADAPTERS: list[dict[str, Any]] = [
+    {"use_rslora": True, "lora_rank": 32},
+    {"use_dora": True, **STREAM},
+    {"init_lora_weights": "gaussian", "lora_bias": "all"},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "pissa", "use_rslora": True, "loraplus_lr_ratio": 4.0, "packing": True, **STREAM},
+    {"init_lora_weights": "pissa", "use_dora": True, "lora_layers": "upper_half"},
+    {"init_lora_weights": "olora", "lora_dropout": 0.2},
+    {"loraplus_lr_ratio": 16.0, "learning_rate": 0.002},
+]
+
+
+@pytest.mark.parametrize("keys", ADAPTERS, ids=str)
+def test_every_adapter_trains_and_plain_peft_gives_its_scores_and_the_untuned_ones(
+    keys: dict[str, Any], run: Run
+) -> None:
+    folder, _ = run(**SHORT, **keys)
+    off = check_scores(folder)
+    said: list[str] = []
+    evaluate(folder, [], "validation", "logits", True, said.append, QUIET)
+    untuned = pl.read_parquet(folder / "predictions_validation_untuned.parquet")["log_odds"].to_numpy()
+    np.testing.assert_allclose(untuned, off, atol=1e-4)
+    assert "check: largest difference from the scores during training, row by row: 0 in log-odds" in said
+
+
+def test_pissa_killed_and_resumed_ends_in_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "init_lora_weights": "pissa"}
+    whole, lines = run(**keys, output_dir=str(tmp_path / "whole"))
+    assert any("plain LoRA of rank 32 on the unchanged base" in line for line in lines)
+    resumed, _ = run(Resume(checkpoint=whole / "checkpoint-2"), **keys, output_dir=str(tmp_path / "resumed"))
+    assert (resumed / ADAPTER_FILE).read_bytes() == (whole / ADAPTER_FILE).read_bytes()
+    assert (whole / "checkpoint-4" / ADAPTER_FILE).read_bytes() != (whole / "checkpoint-2" / ADAPTER_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit"])
+def test_where_pissa_started_is_still_in_the_adapter_to_the_bit(optim: str, run: Run) -> None:
+    if "8bit" in optim or "paged" in optim:
+        pytest.importorskip("bitsandbytes")
+    keys = {**SHORT, "save_steps": 1, "save_total_limit": None, "optim": optim, "lora_rank": 8, "lora_target": "qv"}
+    folder, _ = run(**keys, init_lora_weights="pissa", lora_dropout=0.0)
+    first, last = (load_file(folder / f"checkpoint-{step}" / ADAPTER_FILE) for step in (1, 3))
+    for name, value in last.items():
+        dim = 0 if "lora_A" in name else 1
+        trained, fixed = np.split(value, 2, axis=dim)
+        then_trained, then_fixed = np.split(first[name], 2, axis=dim)
+        assert np.array_equal(fixed, then_fixed)
+        assert not np.array_equal(trained, then_trained)
+
+
+def test_loftq_trains_and_resumes_to_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    keys: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "use_qlora": True}
+    keys["init_lora_weights"] = "loftq"
+    whole, lines = run(**keys, output_dir=str(tmp_path / "whole"))
+    assert "adapter: loftq starts at what the 4-bit base has lost, as far as the rank holds it" in lines
+    resumed, _ = run(Resume(checkpoint=whole / "checkpoint-2"), **keys, output_dir=str(tmp_path / "resumed"))
+    assert (resumed / ADAPTER_FILE).read_bytes() == (whole / ADAPTER_FILE).read_bytes()
+    said: list[str] = []
+    evaluate(resumed, [], "validation", "logits", True, said.append, QUIET)
+    assert "check: largest difference from the scores during training, row by row: 0 in log-odds" in said
+
+
+def test_with_lora_plus_the_matrices_b_take_steps_that_many_times_as_large(run: Run) -> None:
+    # The first step of AdamW is the learning rate itself wherever there is a gradient, and B starts at zero.
+    keys: dict[str, Any] = {"max_steps": 1, "eval_steps": 1, "save_steps": 1, "warmup_ratio": 0.0, "lora_dropout": 0.0}
+    folder, _ = run(**keys, learning_rate=0.001, loraplus_lr_ratio=8.0, lr_scheduler_type="constant")
+    ups = [value for name, value in load_file(folder / ADAPTER_FILE).items() if "lora_B" in name]
+    assert np.median(np.abs(np.concatenate([value.ravel() for value in ups]))) == pytest.approx(0.008, rel=1e-2)
+    state = torch.load(folder / "checkpoint-1" / "optimizer.pt", weights_only=True)
+    assert sorted({group["lr"] for group in state["param_groups"] if group["params"]}) == [0.001, 0.008]
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_an_8bit_optimiser_keeps_its_moments_in_8_bits(optim: str, run: Run) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder, _ = run(**SHORT, optim=optim, lora_rank=256, lora_target="qv")  # 256 x 16 values: smaller ones stay whole
+    state = torch.load(folder / "checkpoint-3" / "optimizer.pt", weights_only=True)["state"]
+    held = [each.get("__bnb_optimizer_quant_state__", each) for each in state.values()]
+    assert held and all(each[name].dtype == torch.uint8 for each in held for name in ("state1", "state2"))
 
 
 LOSSES: list[dict[str, Any]] = [

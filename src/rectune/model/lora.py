@@ -12,6 +12,7 @@ from rectune.config import Config
 from rectune.errors import ModelError
 from rectune.files import hash_file, write_text
 from rectune.model.answers import HEAD, classification_weight
+from rectune.model.initial import FROM_BASE, start_from_base, start_from_quantisation_error
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SEAL = "adapter.sha256"
@@ -82,19 +83,24 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
 
     Args:
         model: a frozen base model.
-        config: the `lora_*` keys are read.
+        config: the adapter's keys are read.
         source: recorded as the adapter's base model.
         revision: the base model's commit, recorded too.
 
     Raises:
-        ModelError: a target or a layer does not exist, or biases of the base model would be trained.
+        ModelError: a target or a layer does not exist, has fewer directions than the adapter is to start from, or
+            biases of the base model would be trained.
+        ResourceError: LoftQ is asked for, and the unquantised weights are not here.
     """
     from peft import LoraConfig, get_peft_model
 
+    kind, times = config.init_lora_weights, 2 if config.init_lora_weights in FROM_BASE else 1
     settings = LoraConfig(
         task_type=_task(model),
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        r=config.lora_rank * times,
+        # Its scale, alpha / rank or alpha / sqrt(rank), stays that of the configuration.
+        lora_alpha=config.lora_alpha * (times**0.5 if config.use_rslora else times),
+        init_lora_weights="gaussian" if kind == "gaussian" else True,
         lora_dropout=config.lora_dropout,
         target_modules=_targets(model, config),
         layers_to_transform=_layers(model, config),
@@ -106,6 +112,10 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
     )
     adapted = get_peft_model(model, settings)
     settings.base_model_name_or_path = source
+    if kind in FROM_BASE:
+        start_from_base(adapted, kind)
+    elif kind == "loftq":
+        start_from_quantisation_error(adapted, source, revision)
     _skip_casts(adapted)
     own = ("lora_", f"{HEAD}.modules_to_save")
     if any(value.requires_grad and not any(part in name for part in own) for name, value in adapted.named_parameters()):
@@ -192,8 +202,8 @@ def check_effect(model: Any, tuned: torch.Tensor, untuned: torch.Tensor) -> None
         )
 
 
-def parameter_line(model: Any) -> str:
-    """How many parameters are trained, of how many."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def parameter_line(model: Any, fixed: int = 0) -> str:
+    """How many parameters are trained, of how many; `fixed` of those with a gradient are held where they are."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - fixed
     total = sum(parameter.numel() for parameter in model.parameters())
     return f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)"

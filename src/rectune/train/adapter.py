@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import Config
+from rectune.model.initial import FROM_BASE, fixed_parameters
 from rectune.model.load import Loaded
 from rectune.model.lora import attach_adapter, load_adapter, parameter_line
 from rectune.prompt.verbalizer import Verbalizer
@@ -44,9 +45,11 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
 
     Raises:
         ModelError: the adapter does not fit the model, or was trained to answer with other tokens.
+        ResourceError: it is to start at what quantisation lost, and the unquantised weights are not here.
     """
     from transformers import set_seed
 
+    fixed = 0
     set_seed(config.seed)  # before the adapter: its initial values are drawn from the seed
     if config.adapter_name_or_path is not None:
         say(f"adapter: going on from {config.adapter_name_or_path}")
@@ -55,11 +58,21 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
         found = model.peft_config["default"]
         say(
             f"adapter: rank {found.r}, alpha {found.lora_alpha}, dropout {found.lora_dropout} and all else of its kind "
-            "come from the earlier adapter; this configuration's lora_* keys are not used"
+            "come from the earlier adapter; of this configuration, lora_*, use_rslora, use_dora and init_lora_weights "
+            "are not used"
         )
     else:
         model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
+        kind = config.init_lora_weights
+        if kind in FROM_BASE:
+            fixed = fixed_parameters(model)
+            say(
+                f"adapter: {kind} trains the {config.lora_rank} main directions of each layer; the adapter also holds "
+                f"where they started, and so is plain LoRA of rank {2 * config.lora_rank} on the unchanged base"
+            )
+        elif kind == "loftq":
+            say("adapter: loftq starts at what the 4-bit base has lost, as far as the rank holds it")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    say(f"adapter: {parameter_line(model)}")
+    say(f"adapter: {parameter_line(model, fixed)}")
     return model

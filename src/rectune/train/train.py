@@ -225,6 +225,7 @@ def train(
             verbalizer=prompts.verbalizer,
             attention=loaded.attention,
             answer_loss=answer_loss,
+            lr_ratio=config.loraplus_lr_ratio,
             with_end=ends_answers(config),
             validation=validation,
             save_total_limit=config.save_total_limit,

@@ -64,6 +64,7 @@ class AnswerTrainer(Trainer):
         verbalizer: label tokens and end token.
         attention: the attention kernel in use, for the masks of packed and branching rows.
         answer_loss: what an answer costs.
+        lr_ratio: how much faster the adapter's matrices B learn than its matrices A (LoRA+); None is alike.
         with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
@@ -79,6 +80,7 @@ class AnswerTrainer(Trainer):
         verbalizer: Verbalizer,
         attention: str,
         answer_loss: AnswerLoss,
+        lr_ratio: float | None,
         with_end: bool,
         validation: Validation | None,
         save_total_limit: int | None,
@@ -92,6 +94,7 @@ class AnswerTrainer(Trainer):
         self.verbalizer = verbalizer
         self.attention = attention
         self.answer_loss = answer_loss
+        self.lr_ratio = lr_ratio
         self.with_end = with_end
         self.validation = validation
         self.kept = save_total_limit
@@ -102,6 +105,22 @@ class AnswerTrainer(Trainer):
         self.skipped = 0
         # compute_loss divides by the answers of the whole optimiser step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser of the arguments; with a ratio, two learning rates (LoRA+, Hayou et al. 2024)."""
+        if self.lr_ratio is not None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            kind, values = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer: Any = create_loraplus_optimizer(
+                self.model,
+                kind,
+                loraplus_lr_ratio=self.lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **values,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         """Answers in all micro-batches of one optimiser step."""
