@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
 from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
+from rectune.terminal import outlive_terminal
 
 if TYPE_CHECKING:
     from rectune.config import Config
@@ -62,7 +64,8 @@ def run(
     """Everything from ratings to a report: prepare, train, evaluate base beside tuned."""
     from rectune.pipeline import run_all
 
-    run_all(_load(config, overrides), resume, overwrite, say, console())
+    with outlive_terminal():
+        run_all(_load(config, overrides), resume, overwrite, say, console())
 
 
 @app.command(epilog="Example: rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-latest-small.zip")
@@ -129,7 +132,8 @@ def train(
     from rectune.train.train import train as stage
 
     start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)
-    stage(_load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite)
+    with outlive_terminal():
+        stage(_load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite)
 
 
 def _refuse_idle(given: dict[str, object], doing: str) -> None:
@@ -324,7 +328,8 @@ def reported(action: Callable[[], object]) -> None:
     try:
         action()
     except RectuneError as error:
-        print(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if not disk_problem(error):

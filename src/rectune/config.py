@@ -19,6 +19,7 @@ from rectune.errors import ConfigError
 class Config(BaseModel):
     """Every key of a run. Keys are flat; names are those of LLaMA-Factory where it has one."""
 
+    # A new key also needs its place in GROUPS of train/changes.py: may it change when a run is resumed?
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), frozen=True, allow_inf_nan=False
     )

@@ -6,7 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,9 @@ from rectune.errors import ResourceError
 _CHUNK = 1 << 20
 # safetensors and polars wrap the system's error; torch's zip writer only hints at it.
 _DISK_SIGNS = ("no space left", "os error 28", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos")
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9-]+)\.(?P<process>\d+)\.tmp")
+_DAY = 86_400
 
 
 def _sync(path: Path) -> None:
@@ -27,8 +33,90 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Put every file and folder of a tree on the disk, names last, so that no power cut can take them back."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(place) / name)
+        _sync(Path(place))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it where they are missing, each one's name on the disk."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        _sync(place.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where this process writes what is to become `path`: `.NAME.HOST.PROCESS.tmp` in the same folder."""
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
+
+
+def _retired(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it runs, under another user
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, alone: bool = False) -> list[str]:
+    """Remove what killed processes left half-written in a folder, and return the names of what it was to become.
+
+    Those of a process that runs stay, and so do, for a day, those of other machines, whose processes cannot be seen.
+
+    Args:
+        folder: looked at itself, not below.
+        alone: the caller holds the lock of this run folder and has written nothing yet: what bears its own number is
+            an earlier process's, and a folder that was moved aside for a new one that never came is put back.
+    """
+    removed = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if alone and path.name.startswith(".") and path.name.endswith(".old"):
+            target = path.with_name(path.name[1:].removesuffix(".old"))
+            if target.exists():
+                _remove(path)
+            else:
+                os.replace(path, target)
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        process = int(match["process"])
+        if _is_dead(path, match["host"], process) or (alone and process == os.getpid()):
+            _remove(path)
+            removed.append(match["name"])
+    return removed
+
+
+def _is_dead(path: Path, host: str, process: int) -> bool:
+    """Whether the process that was writing a temporary file or folder is gone."""
+    if host == _HOST:
+        return not _runs(process)
+    try:
+        return time.time() - path.stat().st_mtime > _DAY
+    except FileNotFoundError:
+        return False
+
+
 def disk_problem(error: BaseException) -> bool:
-    """Whether an error, of whatever library, says that the disk is full."""
+    """Whether an error, of whatever library or our line about it, says that the disk is full."""
+    if isinstance(error, ResourceError) and error.__cause__ is not None:
+        return disk_problem(error.__cause__)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error).lower()
@@ -36,7 +124,7 @@ def disk_problem(error: BaseException) -> bool:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into one line that names the path."""
     try:
         yield
@@ -61,9 +149,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    with disk_errors(path):
+        make_folder(path.parent)
         try:
             yield temporary
             _sync(temporary)
@@ -85,17 +173,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full or the parent folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    retired = path.with_name(f".{path.name}.old")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, retired = temporary_beside(path), _retired(path)
+    with disk_errors(path):
+        make_folder(path.parent)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            sync_tree(temporary)
             if path.exists():
                 shutil.rmtree(retired, ignore_errors=True)
                 os.replace(path, retired)
@@ -119,7 +204,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log and flush it; a kill can at worst cut this last line."""
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")

@@ -16,7 +16,8 @@ from rectune.model.initial import FROM_BASE, start_from_base, start_from_quantis
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SEAL = "adapter.sha256"
-"""Holds the SHA-256 of the adapter beside it; folders that other tools wrote have none."""
+"""Holds the SHA-256 of the adapter's files beside it, as sha256sum writes them; other tools' folders have none."""
+_SEALED = (ADAPTER_FILE, "adapter_config.json")
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -127,8 +128,24 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
 
 
 def seal_adapter(folder: Path) -> None:
-    """Record the SHA-256 of a saved adapter beside it, so that `load_adapter` knows it again."""
-    write_text(folder / SEAL, hash_file(folder / ADAPTER_FILE) + "\n")
+    """Record the SHA-256 of a saved adapter's files beside them, so that `load_adapter` knows them again."""
+    write_text(folder / SEAL, "".join(f"{hash_file(folder / name)}  {name}\n" for name in _SEALED))
+
+
+def seal_problem(folder: Path) -> str | None:
+    """Which file of an adapter is not what was sealed, or None; without a seal nothing can be told.
+
+    An earlier version sealed the weights alone, with their hash and no name.
+    """
+    if not (folder / SEAL).is_file():
+        return None
+    lines = (folder / SEAL).read_text(encoding="utf-8").splitlines()
+    for line in lines or [""]:
+        expected, _, name = line.partition("  ")
+        name = name or ADAPTER_FILE
+        if name not in _SEALED or not (folder / name).is_file() or hash_file(folder / name) != expected:
+            return f"{name} is not what {SEAL} says"
+    return None
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
@@ -158,10 +175,14 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
             if ups and not any(bool(tensors.get_tensor(name).any()) for name in ups):
                 raise ModelError(f"{folder}: the adapter is all zeros, so it changes no answer; train it first")
         # Values overwritten inside a file of the right length are still readable tensors.
-        if (folder / SEAL).is_file() and (folder / SEAL).read_text(encoding="utf-8").strip() != hash_file(file):
-            raise ValueError(f"its content is not that of {SEAL}")
+        problem = seal_problem(folder)
+        if problem is not None:
+            raise ValueError(problem)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ModelError(f"{file}: damaged ({error}); take an earlier checkpoint or train again") from error
+        raise ModelError(
+            f"{file}: damaged ({error}); `rectune train` with --resume puts it back from the last checkpoint, or take "
+            "an earlier one"
+        ) from error
     task = told.get("task_type") if isinstance(told, dict) else None
     if task in ("CAUSAL_LM", "SEQ_CLS") and task != _task(model):
         was = "a classification head" if task == "SEQ_CLS" else "label words"

@@ -12,6 +12,7 @@ from rectune.config import Config
 from rectune.model.load import Loaded
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
+from rectune.train.transcript import Transcript
 
 if TYPE_CHECKING:
     from rectune.train.generations import Generations
@@ -49,7 +50,7 @@ def make_callbacks(
     labels_per_step: float,
     first_step: int | None,
     keep: Callable[[int, float], str],
-    say: Callable[[str], None],
+    transcript: Transcript,
     console: Console,
 ) -> Callbacks:
     """The callbacks that the configuration asks for.
@@ -63,15 +64,16 @@ def make_callbacks(
         labels_per_step: answers trained by one optimiser step.
         first_step: when resuming, the first step that will be taken again.
         keep: saves the adapter as it is now as the best one and returns its folder.
-        say: prints one line.
+        transcript: says lines and keeps them.
         console: shows progress.
     """
     from rectune.train.generations import Generations
     from rectune.train.monitor import RunLog, tensorboard_callback
     from rectune.train.stopping import BestAndStop
 
+    say = transcript.say
     logs = config.output_dir / "logs"
-    log = RunLog(logs, console, labels_per_step)
+    log = RunLog(logs, console, labels_per_step, transcript.note)
     stopping = BestAndStop(
         config.metric_for_best_model,
         config.early_stopping_patience,

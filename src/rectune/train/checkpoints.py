@@ -11,8 +11,10 @@ from pathlib import Path
 
 from rectune.errors import ModelError
 from rectune.files import hash_file, write_json
+from rectune.model.lora import ADAPTER_FILE
 
 _MARK = "complete.json"
+_NEEDED = (ADAPTER_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -26,7 +28,7 @@ class Checkpoint:
 
 
 def mark_complete(folder: Path) -> None:
-    """Record the hash of every file of a checkpoint; a checkpoint without this record is not counted."""
+    """Record the hash of every file of a checkpoint, last of all: without this record it is not counted."""
     hashes = {
         str(file.relative_to(folder)): hash_file(file)
         for file in sorted(folder.rglob("*"))
@@ -43,6 +45,11 @@ def problem_with(folder: Path) -> str | None:
         return "it was cut off while being saved"
     except (ValueError, OSError) as error:
         return f"its {_MARK} is damaged ({error})"
+    if not isinstance(hashes, dict):
+        return f"its {_MARK} is damaged (it names no files)"
+    for name in _NEEDED:
+        if name not in hashes:  # the Trainer would go on without it and say nothing
+            return f"its {_MARK} does not name {name}"
     for name, expected in hashes.items():
         file = folder / name
         if not file.is_file():
@@ -83,15 +90,21 @@ def latest_checkpoint(output_dir: Path, say: Callable[[str], None]) -> Checkpoin
     return None
 
 
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, its record first: cut off half-way it must not look whole."""
+    (folder / _MARK).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def rotate(output_dir: Path, keep: int | None) -> None:
     """Remove all but the newest `keep` checkpoints; None keeps all."""
     if keep is not None:
         for folder in checkpoint_folders(output_dir)[keep:]:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def drop_after(output_dir: Path, step: int) -> None:
     """Remove checkpoints beyond a step, when a run goes on from that step."""
     for folder in checkpoint_folders(output_dir):
         if int(folder.name.partition("-")[2]) > step:
-            shutil.rmtree(folder)
+            _remove(folder)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ class RunLog(TrainerCallback):
         folder: the run's `logs/`.
         console: where to talk; without a terminal, plain lines take the place of the bar.
         labels_per_step: answers trained by one optimiser step, for the speed.
+        keep: keeps a line in `logs/console.log`.
     """
 
-    def __init__(self, folder: Path, console: Console, labels_per_step: float) -> None:
+    def __init__(self, folder: Path, console: Console, labels_per_step: float, keep: Callable[[str], None]) -> None:
         self.folder = folder
         self.console = console
         self.labels_per_step = labels_per_step
+        self.keep = keep
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = (0.0, 0)
@@ -93,16 +96,20 @@ class RunLog(TrainerCallback):
         left = time.strftime("%H:%M:%S", time.gmtime(seconds / done * (total - step)))
         if "eval_loss" in log:
             shown = [f"{name} {log[f'eval_{name}']:.3f}" for name in _SHOWN if f"eval_{name}" in log]
-            self.console.print(f"step {step}/{total}  validation: {'  '.join(shown)}", highlight=False)
+            line = f"step {step}/{total}  validation: {'  '.join(shown)}"
+            self.keep(line)
+            self.console.print(line, highlight=False)
         elif "loss" in log:
             rate = self.labels_per_step * done / seconds
             note = f"loss {log['loss']:.4f}  lr {log['learning_rate']:.2e}"
             note += f"  grad {log['grad_norm']:.2f}" if "grad_norm" in log else ""
             note += f"  {rate:.2f} labels/s"
+            line = f"step {step}/{total}  {note}  {left} left"
+            self.keep(line)
             if self.bar is not None:
                 self.bar.update(self.task, note=note)
             else:
-                self.console.print(f"step {step}/{total}  {note}  {left} left", highlight=False)
+                self.console.print(line, highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the bar."""

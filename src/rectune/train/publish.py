@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from rectune.errors import ModelError
 from rectune.files import atomic_path, hash_file
-from rectune.model.lora import ADAPTER_FILE, SEAL
+from rectune.model.lora import ADAPTER_FILE, SEAL, seal_problem
 from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, load_settings
 from rectune.train.start import BEST
 
@@ -21,21 +23,38 @@ _ROOT_FILES = (
 Say = Callable[[str], None]
 
 
+def _same_adapter(source: Path, run: Path) -> bool:
+    """Whether the root holds this very adapter, whole: the files themselves are read, not only the seal."""
+    there = [folder / name for folder in (source, run) for name in (ADAPTER_FILE, SEAL, FILE_NAME)]
+    if not all(file.is_file() for file in there):
+        return False
+    return hash_file(source / ADAPTER_FILE) == hash_file(run / ADAPTER_FILE) and seal_problem(run) is None
+
+
 def publish(source: Path, run: Path, blend: Sequence[str], say: Say) -> None:
     """Copy the best adapter to the root of the run folder, its seal last, each file whole.
 
-    Where it lies there already it stays as it is, with what `rectune calibrate` may have written beside it.
+    Where it lies there already it stays as it is, with what `rectune calibrate` may have written beside it. Cut off
+    half-way, what is new lies beside the old seal and so is refused by whoever loads it, until --resume goes on here.
     """
-    there = [folder / name for folder in (source, run) for name in (ADAPTER_FILE, SEAL, FILE_NAME)]
-    if all(file.is_file() for file in there) and hash_file(source / ADAPTER_FILE) == hash_file(run / ADAPTER_FILE):
+    if _same_adapter(source, run):
         return
     if blend and not load_settings(source).blend:
         say(f"blend: the best adapter was kept without it; `rectune calibrate {run}` fits its weights")
-    (run / SEAL).unlink(missing_ok=True)  # cut off half-way, the new adapter must not lie beside the old seal
     for name in _ROOT_FILES:
         if (source / name).is_file():
             with atomic_path(run / name) as temporary:
                 shutil.copyfile(source / name, temporary)
+
+
+def publish_tokenizer(tokenizer: Any, run: Path) -> None:
+    """Put the tokenizer beside the adapter, each of its files whole."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                with atomic_path(run / file.relative_to(folder)) as temporary:
+                    shutil.copyfile(file, temporary)
 
 
 def check_best(run: Path, step: int | None) -> None:

@@ -12,11 +12,11 @@ from rectune.model.memory import is_out_of_memory
 
 
 @contextmanager
-def shortages(run: Path, device: str) -> Iterator[None]:
-    """Turn memory or disk running out while training into one line.
+def shortages(device: str) -> Iterator[None]:
+    """Turn memory running out while training into one line.
 
     Raises:
-        ResourceError: in place of the libraries' own errors.
+        ResourceError: in place of the libraries' own error.
     """
     try:
         yield
@@ -26,8 +26,22 @@ def shortages(run: Path, device: str) -> Iterator[None]:
                 f"out of memory on {device}; the last checkpoint is whole. Halve per_device_train_batch_size and "
                 "double gradient_accumulation_steps, or set gradient_checkpointing=true, then run again with --resume"
             ) from error
-        if disk_problem(error):
-            raise ResourceError(
-                f"{run}: the disk is full; the last checkpoint is whole. Free some space, then run again with --resume"
-            ) from error
         raise
+
+
+@contextmanager
+def full_disk(run: Path) -> Iterator[None]:
+    """Turn a full disk, wherever in a training, into one line.
+
+    Raises:
+        ResourceError: in place of the libraries' own errors and of our line about one file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not disk_problem(error):
+            raise
+        raise ResourceError(
+            f"{run}: the disk is full; the last checkpoint is whole, and what was half-written is removed. "
+            "Free some space, then run again with --resume"
+        ) from error

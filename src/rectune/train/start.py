@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rectune.config import Config, load_config
+from rectune.config import Config
 from rectune.errors import ConfigError
-from rectune.files import atomic_folder, write_json, write_text
+from rectune.files import atomic_folder, remove_leftovers, write_json, write_text
+from rectune.lock import NAME
 from rectune.model.lora import ADAPTER_FILE
 from rectune.score.settings import FILE_NAME, load_settings
-from rectune.train.checkpoints import Checkpoint, latest_checkpoint, read_checkpoint
+from rectune.train.changes import check_changes, saved_config
+from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, read_checkpoint
 
 BEST = "best"
 KEPT = "kept"
@@ -51,12 +53,10 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
         ModelError: the named checkpoint is missing or damaged.
     """
     run = config.output_dir
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"output_dir: {run} is a file; name a folder for the run")
     if overwrite:
         if resume.latest or resume.checkpoint is not None:
             raise ConfigError("--overwrite: it removes the run that --resume would go on from; choose one of the two")
-        if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
+        if any(path.name != NAME for path in run.iterdir()) and not (run / "config.yaml").is_file():
             raise ConfigError(f"output_dir: {run} is no run folder (no config.yaml), so --overwrite leaves it alone")
         return None
     if resume.checkpoint is not None:
@@ -69,7 +69,7 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
         return found
     if resume.latest:
         latest = latest_checkpoint(run, say)
-        if latest is None and is_finished(run):
+        if latest is None and (run / ADAPTER_FILE).is_file():
             raise ConfigError(
                 f"output_dir: {run} holds a finished run without a usable checkpoint to go on from; start from its "
                 f"adapter with adapter_name_or_path={run} output_dir=OTHER, or start over with --overwrite"
@@ -83,6 +83,56 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
             "or set output_dir=OTHER"
         )
     return None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A start that was found good, before anything of the run has been touched.
+
+    Attributes:
+        config: all keys, with the extra epochs in `num_train_epochs`.
+        asked: the same without them.
+        checkpoint: where training goes on from, None for the beginning.
+        in_place: whether it overwrites nothing and goes on from nothing, so that its folder may be written to at once.
+    """
+
+    config: Config
+    asked: Config
+    checkpoint: Checkpoint | None
+    in_place: bool
+
+    @property
+    def extra(self) -> float:
+        """Epochs beyond those asked for."""
+        return self.config.num_train_epochs - self.asked.num_train_epochs
+
+
+def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say) -> Beginning:
+    """Remove what killed processes left half-written, find the starting point, and check that it can be gone on from.
+
+    The caller holds the run folder's lock.
+
+    Raises:
+        ConfigError, ModelError: see `starting_point`; a key has changed that may not.
+    """
+    run = config.output_dir
+    removed = remove_leftovers(run, alone=True)
+    for folder in {
+        run / "logs",
+        config.dataset_folder().parent,
+        config.dataset_folder(),
+        config.preprocessing_cache_dir,
+    }:
+        removed += remove_leftovers(folder)
+    if removed:
+        say(f"start: removed what a killed process left half-written: {', '.join(sorted(removed))}")
+    checkpoint = starting_point(config, resume, overwrite, say)
+    extra = extra_epochs(config, resume, checkpoint)
+    longer = config.with_overrides(num_train_epochs=config.num_train_epochs + extra)
+    before = None if checkpoint is None else saved_config(checkpoint.folder)
+    if checkpoint is not None and before is not None:
+        check_changes(before, longer, checkpoint.folder, say)
+    return Beginning(longer, config, checkpoint, checkpoint is None and not overwrite)
 
 
 def check_same_data(start: Checkpoint, content_hash: str) -> None:
@@ -127,6 +177,25 @@ def save_config(config: Config, asked: Config) -> None:
     write_text(run / "config.yaml", config.to_yaml())
 
 
+def empty(run: Path) -> None:
+    """Empty a run folder, keeping the lock that is held on it; what tells that it is a run goes last."""
+    for path in sorted(run.iterdir(), key=lambda path: path.name == "config.yaml"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != NAME:
+            path.unlink()
+
+
+def go_back(run: Path, start: Checkpoint | None) -> None:
+    """Make a run folder what it was at the starting point: later checkpoints and best adapters are no part of it."""
+    (run / HISTORY).unlink(missing_ok=True)  # not finished any more
+    if start is None:
+        drop_after(run, 0)
+    elif start.folder.parent.resolve() == run.resolve():
+        drop_after(run, start.step)
+    restore_best(run, start)
+
+
 def restore_best(run: Path, start: Checkpoint | None) -> None:
     """Make the best adapter that of the starting point: later ones are not part of the run that goes on."""
     kept = None if start is None else start.folder / KEPT / BEST
@@ -144,12 +213,3 @@ def say_banner(start: Checkpoint, say: Say) -> None:
         f"{rule}\nRESUMING FROM A CHECKPOINT\n  checkpoint: {start.folder}\n  last completed step: {start.step}\n"
         f"  next step: {start.step + 1}\n  epoch: {start.epoch:.2f}\n{rule}"
     )
-
-
-def say_changes(config: Config, run: Path, say: Say) -> None:
-    """Name every key that differs from the run's saved configuration."""
-    if (run / "config.yaml").is_file():
-        before, now = load_config(run).model_dump(mode="json"), config.model_dump(mode="json")
-        for key, value in now.items():
-            if before[key] != value:
-                say(f"resume: {key} was {before[key]!r} and is now {value!r}")

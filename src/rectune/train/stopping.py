@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
+
+from rectune.errors import RectuneError
+from rectune.terminal import Terminal
 
 Log = dict[str, Any]
 
@@ -136,17 +140,35 @@ class BestAndStop(TrainerCallback):
             control.should_save = True
 
 
-class StopSignals(TrainerCallback):
-    """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once."""
+class Interrupted(RectuneError):  # noqa: N818
+    """A run was stopped by a signal, with nothing lost."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    exit_code = 130
+
+
+class StopSignals(TrainerCallback):
+    """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once.
+
+    Before the first step there is nothing to save, so the first one stops at once too.
+
+    Args:
+        say: prints one line.
+        terminal: where lines go; that it is gone is said once.
+    """
+
+    def __init__(self, say: Callable[[str], None], terminal: Terminal) -> None:
         self.say = say
+        self.terminal = terminal
         self.received: int | None = None
+        self.stopped = False
+        self._begun = False
+        self._told = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,16 +180,30 @@ class StopSignals(TrainerCallback):
             raise KeyboardInterrupt
         # Only a flag: a line printed here could cut into one that is being printed.
         self.received = number
+        if not self._begun:
+            raise Interrupted("stopped before the first step; nothing is lost: the same command begins again")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """From here on there is something to save."""
+        self._begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop when a signal has come; log wherever a checkpoint is saved.
+        """Save and stop when a signal has come; log wherever else a checkpoint is saved.
 
-        A log line averages the loss since the one before. Logging at every checkpoint makes these averages, and
-        with them the plateau rule, the same in a resumed run.
+        A checkpoint that a signal asked for brings no log line with it, since the uninterrupted run has none there.
         """
+        if self.terminal.gone is not None and not self._told:
+            self._told = True
+            self.say(f"terminal: it is gone ({self.terminal.gone}); the run goes on and says all in logs/console.log")
+        if control.should_save:
+            control.should_log = True
         if self.received is not None and state.global_step < state.max_steps:
             self.say("stopping after this step; a checkpoint will be saved (again to stop at once)")
             control.should_save = True
             control.should_training_stop = True
-        if control.should_save:
-            control.should_log = True
+            self.stopped = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An epoch that was cut short is not evaluated."""
+        if self.stopped:
+            control.should_evaluate = False

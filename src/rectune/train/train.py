@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +17,9 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, NotFinite, RectuneError
-from rectune.files import atomic_folder, write_json
+from rectune.errors import ConfigError, NotFinite
+from rectune.files import atomic_folder, write_json, write_text
+from rectune.lock import run_lock
 from rectune.model.classifier import for_answers
 from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
@@ -31,34 +32,35 @@ from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
 from rectune.score.settings import AdapterSettings, settings_of
+from rectune.terminal import outlive_terminal
 from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
 from rectune.train.callbacks import make_callbacks
-from rectune.train.checkpoints import checkpoint_folders, drop_after, problem_with
+from rectune.train.checkpoints import checkpoint_folders, problem_with
 from rectune.train.halving import Halving
-from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish
-from rectune.train.shortage import shortages
+from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
+from rectune.train.shortage import full_disk, shortages
 from rectune.train.start import (
     BEST,
     HISTORY,
     KEPT,
+    Beginning,
     Resume,
     check_same_data,
-    extra_epochs,
-    restore_best,
+    empty,
+    go_back,
+    prepare_start,
     save_config,
     say_banner,
-    say_changes,
-    starting_point,
 )
+from rectune.train.transcript import Transcript
+
+if TYPE_CHECKING:
+    from rectune.train.stopping import StopSignals
 
 Say = Callable[[str], None]
 
 
-class Interrupted(RectuneError):  # noqa: N818
-    """A run was stopped by a signal after saving a checkpoint."""
-
-    exit_code = 130
 
 
 def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
@@ -130,13 +132,7 @@ def train(
         RectuneError: see the stages' own errors.
         Interrupted: a signal came; a checkpoint was saved.
     """
-    from peft import load_peft_weights, set_peft_model_state_dict
-    from transformers import TrainerState
-
-    from rectune.train.batches import TrainingCollator
-    from rectune.train.not_finite import BatchNames
     from rectune.train.stopping import StopSignals
-    from rectune.train.trainer import AnswerTrainer, Validation
 
     if config.blend and config.eval_strategy == "no":
         raise ConfigError(
@@ -144,10 +140,43 @@ def train(
             "without blend and run `rectune calibrate` afterwards"
         )
     resume = resume or Resume()
-    run = config.output_dir
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
-    start = starting_point(config, resume, overwrite, say)
+    transcript = Transcript(say)
+    with (
+        run_lock(config.output_dir),
+        outlive_terminal() as terminal,
+        StopSignals(transcript.say, terminal) as signals,
+        transcript.last_words(),
+        full_disk(config.output_dir),
+    ):
+        begin = prepare_start(config, resume, overwrite, transcript.say)
+        return _train(begin, console, transcript, signals, clear, overwrite, watchers)
+
+
+def _train(
+    begin: Beginning,
+    console: Console,
+    transcript: Transcript,
+    signals: StopSignals,
+    clear: bool,
+    overwrite: bool,
+    watchers: Sequence[Any],
+) -> Path:
+    """Train from a beginning that was found good, under the run folder's lock."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from transformers import TrainerState
+
+    from rectune.train.batches import TrainingCollator
+    from rectune.train.not_finite import BatchNames
+    from rectune.train.stopping import Interrupted
+    from rectune.train.trainer import AnswerTrainer, Validation
+
+    config, start, say = begin.config, begin.checkpoint, transcript.say
+    run = config.output_dir
+    if begin.in_place:  # otherwise nothing is touched before data and model are found good
+        save_config(config, begin.asked)
+        transcript.open(run)
     data = open_dataset(config, say)
     if start is not None:
         check_same_data(start, data.content_hash)
@@ -195,6 +224,7 @@ def train(
         return str(run / BEST)
 
     def saved(folder: Path) -> None:
+        write_text(folder / "config.yaml", config.to_yaml())
         settings.save(folder)
         seal_adapter(folder)
         halving.save(folder)
@@ -203,69 +233,70 @@ def train(
 
     halving = Halving(config.auto_batch, say, start.folder if start else None)
     packs = _packs(config, trees, say)
-    extra = extra_epochs(config, resume, start)
-    asked, config = config, config.with_overrides(num_train_epochs=config.num_train_epochs + extra)
-    if overwrite and run.exists():
-        shutil.rmtree(run)
-    restore_best(run, start)
+    if not begin.in_place:
+        if overwrite:
+            empty(run)
+        save_config(config, begin.asked)
+        transcript.open(run)
+    go_back(run, start)
     if start is not None:
-        say_changes(config, run, say)
         say_banner(start, say)
-        if start.folder.parent.resolve() == run.resolve():
-            drop_after(run, start.step)
-    save_config(config, asked)
     planned = planned_steps(config, len(packs), config.num_train_epochs)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees.labels) / len(packs)
     called = make_callbacks(
-        config, loaded, model, held_out, prompts.verbalizer, per_step, start.step + 1 if start else None, keep, say,
-        console,
+        config, loaded, model, held_out, prompts.verbalizer, per_step, start.step + 1 if start else None, keep,
+        transcript, console,
     )  # fmt: skip
-    with StopSignals(say) as signals:
-        trainer = AnswerTrainer(
-            verbalizer=prompts.verbalizer,
-            attention=loaded.attention,
-            answer_loss=answer_loss,
-            lr_ratio=config.loraplus_lr_ratio,
-            with_end=ends_answers(config),
-            validation=validation,
-            save_total_limit=config.save_total_limit,
-            on_saved=saved,
-            halving=halving,
-            name_batch=BatchNames(trees, data),
-            model=model,
-            args=trainer_arguments(config, config.num_train_epochs, say),
-            train_dataset=packs,
-            eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
-            data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
-            processing_class=loaded.tokenizer,
-            callbacks=[*called.all(), *watchers, signals],
-        )
-        done = None
-        if start is not None:
-            trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
-            done = "its last step is reached" if start.step >= planned else None
-            if done is None and not extra:
-                done = called.stopping.reason_to_stop(trainer.state.log_history)
-            trainer.state.max_steps = planned
-        if done is not None:
-            say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
-        else:
-            try:
-                with shortages(run, loaded.device.type):
-                    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
-            except NotFinite as error:
-                raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
-            finally:
-                called.log.close()
-    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+    trainer = AnswerTrainer(
+        verbalizer=prompts.verbalizer,
+        attention=loaded.attention,
+        answer_loss=answer_loss,
+        lr_ratio=config.loraplus_lr_ratio,
+        with_end=ends_answers(config),
+        validation=validation,
+        save_total_limit=config.save_total_limit,
+        start=start.folder if start else None,
+        on_saved=saved,
+        halving=halving,
+        name_batch=BatchNames(trees, data),
+        model=model,
+        args=trainer_arguments(config, config.num_train_epochs, say),
+        train_dataset=packs,
+        eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
+        data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
+        processing_class=loaded.tokenizer,
+        callbacks=[*called.all(), *watchers, signals],
+    )
+    done = None
+    if start is not None:
+        trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
+        done = "its last step is reached" if start.step >= planned else None
+        if done is None and not begin.extra:
+            done = called.stopping.reason_to_stop(trainer.state.log_history)
+        trainer.state.max_steps = planned
+    if done is not None:
+        say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
+    else:
+        try:
+            with shortages(loaded.device.type):
+                trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+        except NotFinite as error:
+            raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
+        finally:
+            called.log.close()
+    if signals.stopped:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
-    if trainer.state.best_global_step is None and done is None:
+    if trainer.state.best_global_step is None:
+        if start is not None and done is not None:  # its last adapter is in the checkpoint, not in the model
+            set_peft_model_state_dict(model, load_peft_weights(str(start.folder), device=loaded.device.type))
+            if validation is not None:
+                validation.log_odds = trainer._scores(held_out)
         keep(trainer.state.global_step, float("nan"))
         if validation is not None:
             say(f"best: no evaluation gave a {config.metric_for_best_model}, so the last adapter is kept")
     check_best(run, trainer.state.best_global_step)
     publish(run / BEST, run, config.blend, say)
-    loaded.tokenizer.save_pretrained(run)
+    publish_tokenizer(loaded.tokenizer, run)
     if called.generations is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(run / BEST), device=loaded.device.type))
         best_step = trainer.state.best_global_step or trainer.state.global_step

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from rectune.errors import NotFinite
+from rectune.errors import ModelError, NotFinite
+from rectune.files import atomic_folder, write_json
 from rectune.measure.classification import classification_metrics
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
@@ -57,6 +62,41 @@ class Validation:
         return float(np.abs(self.log_odds[answers] - self.untrained).mean())
 
 
+_LOSS = "loss_since_log.json"
+
+
+@contextmanager
+def _refusing(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Turn a part of a checkpoint that does not load into one line.
+
+    Raises:
+        ModelError: it holds more than tensors and numbers (which is refused unread), or does not fit.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{checkpoint}: its {what} is not what a training saves, and nothing in it was run ({reason}); "
+            "take another checkpoint with --resume-from-checkpoint"
+        ) from error
+
+
+class _LossSinceLog(TrainerCallback):
+    """Puts the loss summed since the last log line back, so that a resumed run logs the same averages."""
+
+    def __init__(self, trainer: AnswerTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read it from the checkpoint that the run goes on from; one of an earlier version has none."""
+        start = self.trainer.start
+        if start is not None and (start / _LOSS).is_file():
+            kept = json.loads((start / _LOSS).read_text(encoding="utf-8"))
+            self.trainer._tr_loss += kept["sum"]
+            self.trainer._globalstep_last_logged = int(kept["logged_at"])
+
+
 class AnswerTrainer(Trainer):
     """Hugging Face's Trainer with the loss at answer positions and metrics from answers' scores.
 
@@ -68,6 +108,7 @@ class AnswerTrainer(Trainer):
         with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
         save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
+        start: the checkpoint that training goes on from, if any.
         on_saved: called with each checkpoint folder before it is marked complete.
         halving: how micro-batches that do not fit the memory are taken apart.
         name_batch: tells in words which events the trees of a batch hold.
@@ -84,6 +125,7 @@ class AnswerTrainer(Trainer):
         with_end: bool,
         validation: Validation | None,
         save_total_limit: int | None,
+        start: Path | None,
         on_saved: Callable[[Path], None],
         halving: Halving,
         name_batch: Callable[[list[int]], str] = str,
@@ -98,11 +140,14 @@ class AnswerTrainer(Trainer):
         self.with_end = with_end
         self.validation = validation
         self.kept = save_total_limit
+        self.start = start
         self.on_saved = on_saved
         self.halving = halving
         self.name_batch = name_batch
         self.step_batches: list[Batch] = []
         self.skipped = 0
+        self._stage: Path | None = None
+        self.add_callback(_LossSinceLog(self))
         # compute_loss divides by the answers of the whole optimiser step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
@@ -247,8 +292,7 @@ class AnswerTrainer(Trainer):
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
-        log_odds = self._scores(trees)
-        self.validation.log_odds = log_odds
+        log_odds = self.validation.log_odds = self._scores(trees)
         plain = log_odds - self.answer_loss.shift
         found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         moved = self.validation.moved(self.args.per_device_eval_batch_size)
@@ -261,10 +305,55 @@ class AnswerTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are made: while one is being saved, out of sight."""
+        return str(self._stage or self.args.output_dir)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, mark the checkpoint complete with its hashes, and only then remove an older one."""
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        self.on_saved(folder)
-        mark_complete(folder)
-        rotate(Path(self.args.output_dir), self.kept)
+        """Save a checkpoint whole or not at all, marked complete with its hashes; only then remove an older one."""
+        run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        best = self.state.best_model_checkpoint
+        with atomic_folder(run / name) as folder:
+            self._stage = folder
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._stage = None
+                self.state.best_model_checkpoint = best  # never one of these folders: the best adapter is kept by us
+            for file in (folder / name).iterdir():
+                os.replace(file, folder / file.name)
+            (folder / name).rmdir()
+            (folder / "training_args.bin").unlink()  # a pickle that nothing reads; config.yaml says the same
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            write_json(folder / _LOSS, {"sum": self._tr_loss.item(), "logged_at": self._globalstep_last_logged})
+            self.on_saved(folder)
+            mark_complete(folder)
+        rotate(run, self.kept)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _refusing(resume_from_checkpoint, "adapter"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _refusing(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _refusing(checkpoint, "scaler.pt"):
+            super()._load_scaler(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load their states, but keep this configuration's settings, which may have been changed since."""
+        if checkpoint is None:
+            return
+        asked = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
+        with _refusing(checkpoint, "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler: Any = self.lr_scheduler
+        scheduler.base_lrs = [group["initial_lr"] for group in asked]
+        scheduler._last_lr = [
+            base * shape(scheduler.last_epoch)
+            for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, settings, rate in zip(self.optimizer.param_groups, asked, scheduler._last_lr, strict=True):
+            group.update(settings | {"lr": rate})

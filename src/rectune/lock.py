@@ -1,0 +1,71 @@
+"""One process at a time in a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rectune.errors import ConfigError
+from rectune.files import disk_errors, make_folder
+
+NAME = ".lock"
+
+
+def _acquire(file: Path) -> int:
+    """Descriptor of the locked file.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one who held it has removed this file meanwhile: take the new one
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run folder, so that no second process trains in it.
+
+    The system lets go of the lock when its process ends, however it ends: a file left behind by a killed one stops
+    nobody. A folder that was made for the lock alone goes with it.
+
+    Raises:
+        ConfigError: another process holds it, or it is no folder.
+        ResourceError: it cannot be written to.
+    """
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"output_dir: {run} is a file; name a folder for the run")
+    made = not run.exists()
+    file = run / NAME
+    try:
+        with disk_errors(run):
+            make_folder(run)
+            descriptor = _acquire(file)
+    except BlockingIOError as error:
+        holder = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        raise ConfigError(
+            f"output_dir: {run} is in use by another rectune{f' (process {holder})' if holder else ''}; wait for it or "
+            "stop it, or set output_dir=OTHER"
+        ) from error
+    try:
+        with suppress(OSError):  # only told to others; on a full disk the run itself will say so
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                run.rmdir()  # only where nothing was put into it
