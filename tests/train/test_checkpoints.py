@@ -24,6 +24,8 @@ def checkpoint(run: Path, step: int) -> Path:
     (folder / "deep").mkdir(parents=True)
     (folder / "weights.bin").write_bytes(bytes(range(100)))
     (folder / "deep" / "more.bin").write_bytes(b"more")
+    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(name.encode())
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": step / 10}))
     mark_complete(folder)
     return folder
@@ -44,6 +46,10 @@ def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
     assert problem_with(folder) == "deep/more.bin is missing"
     (folder / "complete.json").write_text("{")
     assert "its complete.json is damaged" in str(problem_with(folder))
+    (folder / "complete.json").write_text("[]")
+    assert problem_with(folder) == "its complete.json is damaged (it names no files)"
+    (folder / "complete.json").write_text("{}")
+    assert problem_with(folder) == "its complete.json does not name adapter_model.safetensors"
     (folder / "complete.json").unlink()
     assert problem_with(folder) == "it was cut off while being saved"
     with pytest.raises(ModelError, match="cut off while being saved; take an earlier checkpoint"):

@@ -63,8 +63,9 @@ def state(history: list[dict[str, Any]], step: int, total: int) -> Any:
 
 
 def test_without_a_terminal_plain_lines_say_step_loss_and_speed(tmp_path: Path) -> None:
+    kept: list[str] = []
     stream = io.StringIO()
-    log = RunLog(tmp_path, Console(file=stream, width=200), labels_per_step=8)
+    log = RunLog(tmp_path, Console(file=stream, width=200), labels_per_step=8, keep=kept.append)
     log.on_train_begin(None, state([], 0, 10), None)
     entry = {"loss": 0.5, "learning_rate": 1e-4, "grad_norm": 2.0, "epoch": 0.2, "step": 2}
     log.on_log(None, state([entry], 2, 10), None)
@@ -76,8 +77,9 @@ def test_without_a_terminal_plain_lines_say_step_loss_and_speed(tmp_path: Path) 
 
 
 def test_with_a_terminal_a_bar_is_shown_and_given_back(tmp_path: Path) -> None:
+    kept: list[str] = []
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    log = RunLog(tmp_path, console, labels_per_step=8)
+    log = RunLog(tmp_path, console, labels_per_step=8, keep=kept.append)
     log.on_train_begin(None, state([], 0, 10), None)
     log.on_step_end(None, state([], 1, 10), None)
     assert log.bar is not None
@@ -87,8 +89,9 @@ def test_with_a_terminal_a_bar_is_shown_and_given_back(tmp_path: Path) -> None:
 
 
 def test_the_files_are_made_anew_from_the_history_when_a_run_resumes(tmp_path: Path) -> None:
+    kept: list[str] = []
     (tmp_path / "log.jsonl").write_text('{"loss": 9, "step": 1}\n{"loss": 9, "st', encoding="utf-8")
-    log = RunLog(tmp_path, Console(file=io.StringIO()), labels_per_step=8)
+    log = RunLog(tmp_path, Console(file=io.StringIO()), labels_per_step=8, keep=kept.append)
     log.on_train_begin(None, state([{"loss": 1.0, "step": 1, "epoch": 0.1}], 1, 10), None)
     assert (tmp_path / "log.jsonl").read_text(encoding="utf-8") == '{"loss": 1.0, "step": 1, "epoch": 0.1}\n'
     assert (tmp_path / "log.csv").read_text(encoding="utf-8") == "step,epoch,name,value\n1,0.1,loss,1.0\n"

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,75 +30,43 @@ LONG: dict[str, Any] = {
     "early_stopping_patience": 0,
 }
 
-# Imports everything once, then runs each asked-for command line in a process of its own, forked before any thread
-# exists. A line in: {arguments, out, err, cut}; two lines out: the process id, then how it ended.
-NURSERY = """
-import json, os, signal, sys
-from pathlib import Path
-import peft, transformers.integrations, rectune.report.evaluate, rectune.train.monitor
-from rectune.cli import main
-from rectune.train import trainer
-whole = trainer.mark_complete
-def cut(folder):
-    if folder.name == "checkpoint-8":
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(folder)
-for line in sys.stdin:
-    asked = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for name, stream in (("out", 1), ("err", 2)):
-            os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT), stream)
-        if asked["cut"]:
-            trainer.mark_complete = cut
-        main(asked["arguments"])
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 class Victim(NamedTuple):
     """A `rectune train` in a process of its own, to be killed."""
 
-    process: int
-    nursery: subprocess.Popen[str]
+    process: Any
     folder: Path
 
     def send(self, number: int) -> None:
-        os.kill(self.process, number)
+        self.process.send(number)
 
     def end(self) -> int:
         """Wait for its end and return its exit code, negative for a signal."""
-        assert self.nursery.stdout is not None
-        return int(self.nursery.stdout.readline())
+        return int(self.process.end()[0])
 
     def text(self, name: str) -> str:
         return (self.folder / name).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-c", NURSERY]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+def nursery(nursery_script: Any) -> Iterator[Any]:
+    with nursery_script.open_nursery(dict(os.environ)) as process:
         yield process
         process.kill()
 
 
 @pytest.fixture
-def start(nursery: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Victim]:
-    """Starts `rectune train` on a configuration; `cut` kills it while it saves checkpoint-8."""
+def start(nursery_script: Any, nursery: Any, tmp_path: Path) -> Callable[..., Victim]:
+    """Starts `rectune train` on a configuration; `die` kills it when it touches a file of this name in the run."""
 
-    def go(config: Config, cut: bool = False) -> Victim:
-        assert nursery.stdin is not None and nursery.stdout is not None
+    def go(config: Config, *more: str, die: str | None = None) -> Victim:
         (tmp_path / "given.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        asked = {"arguments": ["train", str(tmp_path / "given.yaml")], "cut": cut}
-        asked |= {name: str(tmp_path / name) for name in ("out", "err")}
-        nursery.stdin.write(json.dumps(asked) + "\n")
-        nursery.stdin.flush()
-        return Victim(int(nursery.stdout.readline()), nursery, tmp_path)
+        asked: dict[str, Any] = {"watched": [str(config.output_dir)]}
+        if die is not None:
+            asked["die"] = {"at": die, "after": 0}
+        arguments = ["train", str(tmp_path / "given.yaml"), *more]
+        process = nursery_script.start(nursery, arguments, tmp_path / "out", tmp_path / "err", **asked)
+        return Victim(process, tmp_path)
 
     return go
 
@@ -175,10 +141,11 @@ def test_a_run_killed_while_saving_a_checkpoint_resumes_from_the_one_before(
     make: Callable[..., Config], run: Run, start: Start, uninterrupted: Any
 ) -> None:
     config = make(**LONG)
-    assert start(config, cut=True).end() == -signal.SIGKILL
-    assert (config.output_dir / "checkpoint-8").is_dir()
+    assert start(config, die=r"\.checkpoint-8\..*/\.complete\.json").end() == -signal.SIGKILL
+    left = [path.name for path in config.output_dir.iterdir() if "checkpoint-8" in path.name]
+    assert len(left) == 1 and left[0].startswith(".checkpoint-8.") and left[0].endswith(".tmp")
     folder, lines = run(Resume(latest=True), **LONG)
-    assert "resume: checkpoint-8 is passed over: it was cut off while being saved" in lines
+    assert "start: removed what a killed process left half-written: checkpoint-8" in lines
     assert any("last completed step: 4" in line for line in lines)
     assert adapter(folder) == uninterrupted(False)
 

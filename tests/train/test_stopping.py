@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.train.stopping import BestAndStop, StopSignals, best_evaluation, evaluations_since_best, has_plateaued
+from rectune.terminal import Terminal
+from rectune.train.stopping import (
+    BestAndStop,
+    Interrupted,
+    StopSignals,
+    best_evaluation,
+    evaluations_since_best,
+    has_plateaued,
+)
 
 
 def evaluations(metric: str, values: list[float]) -> list[dict[str, Any]]:
@@ -83,14 +91,33 @@ def test_a_signal_asks_for_a_checkpoint_and_a_second_one_stops_at_once() -> None
     lines: list[str] = []
     control = SimpleNamespace(should_save=False, should_log=False, should_training_stop=False)
     before = signal.getsignal(signal.SIGINT)
-    with StopSignals(lines.append) as signals:
+    with StopSignals(lines.append, Terminal()) as signals:
+        signals.on_train_begin(None, None, None)
         signals.on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
-        assert not control.should_training_stop
+        assert not control.should_training_stop and not signals.stopped
         os.kill(os.getpid(), signal.SIGTERM)
         assert lines == []  # nothing is printed inside the handler
         signals.on_step_end(None, SimpleNamespace(global_step=2, max_steps=9), control)
-        assert control.should_save and control.should_log and control.should_training_stop
+        assert control.should_save and control.should_training_stop and signals.stopped
+        assert not control.should_log  # the uninterrupted run has no log line here
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert lines == ["stopping after this step; a checkpoint will be saved (again to stop at once)"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_before_the_first_step_a_signal_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="before the first step; nothing is lost"), StopSignals(print, Terminal()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_regular_checkpoint_brings_a_log_line_and_a_lost_terminal_is_told_once() -> None:
+    lines: list[str] = []
+    control = SimpleNamespace(should_save=True, should_log=False, should_training_stop=False)
+    signals = StopSignals(lines.append, Terminal(gone="SIGHUP"))
+    signals.on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
+    signals.on_step_end(None, SimpleNamespace(global_step=2, max_steps=9), control)
+    assert control.should_log and not control.should_training_stop
+    assert lines == ["terminal: it is gone (SIGHUP); the run goes on and says all in logs/console.log"]

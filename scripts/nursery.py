@@ -1,0 +1,149 @@
+"""A nursery for runs that are to be killed: it imports everything once and forks a process for each command line.
+
+Lines in, as JSON: `arguments`, `out` and `err` (files), `watched` (folders), `die` (see `_watch`). Lines out: the
+process id, then its exit code (negative for a signal), then what it did in the watched folders, in order, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_TOUCHING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+def _watch(folders: list[str], die: dict[str, Any] | None, events: int) -> None:
+    """Write down every file opened for writing, moved, made or removed below some folders, and die at one of them.
+
+    Args:
+        folders: watched, with all below.
+        die: `at` is the number of the event, from 0, or a pattern that its path is searched for; `after` the seconds
+            after it. A process of its own does the killing, so that no lock of this interpreter can delay it.
+        events: descriptor that gets a line per event, before it happens.
+    """
+    killer = None
+    if die is not None:
+        reading, writing = os.pipe()
+        victim = os.getpid()
+        if os.fork() == 0:
+            os.close(writing)
+            os.close(events)
+            if os.read(reading, 1):
+                time.sleep(die["after"])
+                os.kill(victim, signal.SIGKILL)
+            os._exit(0)
+        os.close(reading)
+        killer = writing
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "open":
+            path, flags = arguments[0], arguments[2]
+            if not isinstance(path, str) or not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event in _TOUCHING:
+            path = os.fspath(arguments[0])
+        else:
+            return
+        inside = next((folder for folder in folders if str(path).startswith(folder)), None)
+        if inside is None:
+            return
+        short = str(path)[len(inside) :]
+        os.write(events, f"{event} {short}\n".encode())
+        if die is not None and killer is not None and (die["at"] == count or _found(die["at"], short)):
+            os.write(killer, b"x")
+            if not die["after"]:
+                time.sleep(60)
+        count += 1
+
+    sys.addaudithook(hook)
+
+
+def _found(pattern: int | str, path: str) -> bool:
+    return isinstance(pattern, str) and re.search(pattern, path) is not None
+
+
+def serve() -> None:
+    """Fork a child for each line of standard input, and tell how it ended."""
+    import peft  # noqa: F401
+    import transformers.integrations  # noqa: F401
+
+    import rectune.report.evaluate
+    import rectune.train.generations
+    import rectune.train.monitor
+    import rectune.train.stopping
+    import rectune.train.trainer  # noqa: F401
+    from rectune.cli import main
+
+    for line in sys.stdin:
+        asked = json.loads(line)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            for name, stream in (("out", 1), ("err", 2)):
+                os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            _watch(asked.get("watched", []), asked.get("die"), writing)
+            code = 0
+            try:
+                main(asked["arguments"])
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        os.close(writing)
+        print(child, flush=True)
+        with os.fdopen(reading, "rb") as stream:
+            events = stream.read().decode().splitlines()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(json.dumps(events), flush=True)
+
+
+class Victim(NamedTuple):
+    """A `rectune` in a process of its own, to be killed."""
+
+    process: int
+    nursery: subprocess.Popen[str]
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process, number)
+
+    def end(self) -> tuple[int, list[str]]:
+        """Wait for its end; its exit code, negative for a signal, and what it did in the watched folders."""
+        assert self.nursery.stdout is not None
+        return int(self.nursery.stdout.readline()), json.loads(self.nursery.stdout.readline())
+
+
+def open_nursery(environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a nursery on one thread, so that nothing but itself runs when it forks."""
+    environment = {**environment, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, __file__], env=environment, stdin=pipe, stdout=pipe, text=True)
+
+
+def start(nursery: subprocess.Popen[str], arguments: list[str], out: Path, err: Path, **asked: Any) -> Victim:
+    """Start a command line in a nursery."""
+    assert nursery.stdin is not None and nursery.stdout is not None
+    line = {"arguments": arguments, "out": str(out), "err": str(err), **asked}
+    nursery.stdin.write(json.dumps(line) + "\n")
+    nursery.stdin.flush()
+    return Victim(int(nursery.stdout.readline()), nursery)
+
+
+if __name__ == "__main__":
+    serve()
