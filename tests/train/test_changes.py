@@ -15,8 +15,8 @@ from rectune.train.changes import GROUPS, check_changes
 
 ADVICE = (
     "{keys}: every key of Config must stand in exactly one group of GROUPS in src/rectune/train/changes.py. Put a new "
-    "key under `free` where the trained weights stay the same whatever it is, under `course` where going on with another "
-    "value makes sense, under `refused` where a checkpoint's adapter, optimiser or place in the data would not fit"
+    "key under `free` where the trained weights stay the same whatever it is, under `course` where going on with "
+    "another value makes sense, under `refused` where a checkpoint's adapter, optimiser or place in the data is lost"
 )
 
 

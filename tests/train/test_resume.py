@@ -327,7 +327,7 @@ def test_overwrite_starts_over_and_refuses_what_is_no_run(run: Run, finished: Pa
 
 def test_overwrite_removes_nothing_when_the_new_run_cannot_start(run: Run, finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
-    with pytest.raises(ConfigError, match="no folder or zip here"):
+    with pytest.raises(ConfigError, match="no known name and no file or folder here"):
         run(overwrite=True, dataset=str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="no such folder"):
         run(overwrite=True, model_name_or_path=str(tmp_path / "nowhere"))

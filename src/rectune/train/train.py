@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-
-
 def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
     """Which trees share a row; without packing, each has its own."""
     if not config.packing:
