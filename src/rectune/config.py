@@ -55,6 +55,9 @@ class Config(BaseModel):
     """Keep only this many users, drawn with the seed; all when empty."""
     max_train_samples: int | None = Field(None, ge=1)
     """Train on at most this many events, drawn with the seed; all when empty."""
+    train_since: int | None = None
+    """Train only on events at or after this time, as the data writes it; earlier ones remain history and count in
+    item rates. With adapter_name_or_path, what came in since that adapter was trained."""
     max_eval_samples: int | None = Field(1000, ge=1)
     """Validate on at most this many events, drawn once with the seed; all when empty."""
     max_test_samples: int | None = Field(None, ge=1)
@@ -153,7 +156,7 @@ class Config(BaseModel):
     max_steps: int = Field(-1, ge=-1)
     """Optimiser steps; overrides num_train_epochs when positive, -1 leaves it to num_train_epochs."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    """Shape of the learning rate after warm-up; constant starts at the peak, without any."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of all steps over which the learning rate rises."""
     warmup_steps: int = Field(0, ge=0)

@@ -13,9 +13,10 @@ import pytest
 
 from rectune.config import Config
 from rectune.data.folder import history_slices
-from rectune.errors import ModelError
+from rectune.errors import DataError, ModelError
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import cache_key, clear_cache, encode, sample_rows
+from rectune.prompt.encode import cache_key, clear_cache, encode, sample_rows, split_sample
+from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
@@ -214,3 +215,41 @@ def test_a_sample_is_drawn_once_and_kept_in_file_order(tiny_config: Make) -> Non
     assert few.tolist() == sample_rows(events, "train", 7, 1).tolist() != sample_rows(events, "train", 7, 2).tolist()
     assert sample_rows(events, "train", 10**6, 1).tolist() == all_rows.tolist()
     assert sample_rows(events, "nothing", None, 1).tolist() == []
+
+
+@pytest.mark.parametrize("layout", ["pointwise", "stream"])
+def test_training_since_a_time_asks_about_later_events_and_shows_earlier_ones(
+    layout: str, tiny_config: Make, tiny_pieces: Pieces
+) -> None:
+    events = open_dataset(tiny_config(), silent).events
+    train = events.filter(events["split"] == "train")["timestamp"]
+    cut = int(np.quantile(train.to_numpy(), 0.6))
+    config = tiny_config(layout=layout, train_since=cut, prompt_format="completion")
+    rows = split_sample(config, events, "train")
+    assert 0 < len(rows) < len(train)
+    assert rows.tolist() == [
+        row for row, (split, time) in enumerate(events.select("split", "timestamp").iter_rows())
+        if split == "train" and time >= cut
+    ]  # fmt: skip
+    for split in ("validation", "test"):
+        assert len(split_sample(config, events, split)) == events["split"].to_list().count(split)
+    data = open_dataset(config, silent)
+    trees = encode(config, events, data.catalog, data.content_hash, prompts_for(config, tiny_pieces), rows, silent)
+    assert sorted(trees.rows.tolist()) == rows.tolist()
+    # The first event asked about of a user who was there before is shown after events of that time.
+    users, times = events["user_id"].to_list(), events["timestamp"].to_list()
+    firsts = [row for row in rows.tolist() if row and users[row] == users[row - 1] and times[row - 1] < cut]
+    assert firsts
+    for row in firsts:
+        assert int(trees.shown_from[trees.rows.tolist().index(row)]) < row
+    few = split_sample(tiny_config(layout=layout, train_since=cut, max_train_samples=3), events, "train")
+    assert len(few) == 3 and set(few) <= set(rows)
+
+
+def test_a_time_after_all_training_events_is_one_line(tiny_config: Make) -> None:
+    events = open_dataset(tiny_config(), silent).events
+    latest = events.filter(events["split"] == "train")["timestamp"].to_numpy().max()
+    with pytest.raises(
+        DataError, match=f"train_since: got {latest + 1}, but the latest training event is of {latest};"
+    ):
+        split_sample(tiny_config(train_since=int(latest) + 1), events, "train")

@@ -231,3 +231,55 @@ def test_loss_options_that_make_no_sense_are_refused_with_what_is_allowed(make: 
 def test_weights_that_cannot_be_balanced_are_one_line(run: Run) -> None:
     with pytest.raises(DataError, match="class_weights: balanced, but the 1 training events all have the same label"):
         run(**SHORT, class_weights="balanced", max_train_samples=1)
+
+
+def learning_rates(run: Path) -> list[float]:
+    return [log["learning_rate"] for log in history(run) if "loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("keys", "factors"),
+    [
+        # Ten steps of which the first two rise, the rate being that of the step before: 0, 1/2, 1, and then what falls.
+        ({"lr_scheduler_type": "linear", "warmup_steps": 2}, [0, 1 / 2, 1, *[each / 8 for each in range(7, 0, -1)]]),
+        ({"lr_scheduler_type": "linear", "warmup_ratio": 0.2}, [0, 1 / 2, 1, *[each / 8 for each in range(7, 0, -1)]]),
+        (
+            {"lr_scheduler_type": "cosine", "warmup_ratio": 0.2},
+            [0, 1 / 2, *[(1 + math.cos(math.pi * each / 8)) / 2 for each in range(8)]],
+        ),
+        ({"lr_scheduler_type": "linear", "warmup_ratio": 0.0}, [each / 10 for each in range(10, 0, -1)]),
+        # A number of steps goes before a ratio.
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4, "warmup_ratio": 0.2}, [0, 0.25, 0.5, 0.75]),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.0}, []),
+    ],
+    ids=str,
+)
+def test_the_learning_rate_rises_and_falls_as_worked_out_by_hand(
+    keys: dict[str, Any], factors: list[float], run: Run
+) -> None:
+    folder, _ = run(max_steps=10, logging_steps=1, eval_strategy="no", save_steps=10, learning_rate=0.004, **keys)
+    expected = [0.004 * factor for factor in [*factors, *[1.0] * (10 - len(factors))]]
+    assert learning_rates(folder) == pytest.approx(expected, abs=1e-12)
+
+
+def test_clipping_shortens_the_gradient_and_weight_decay_the_weights(run: Run, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "max_steps": 1, "eval_strategy": "no", "save_steps": 1, "logging_steps": 1, "lr_scheduler_type": "constant",
+        "warmup_ratio": 0.0, "lora_dropout": 0.0, "learning_rate": 0.01, "lora_target": "qv",
+    }  # fmt: skip
+
+    def after(name: str, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder, _ = run(**keys, **more, output_dir=str(tmp_path / name))
+        state = torch.load(folder / "checkpoint-1" / "optimizer.pt", weights_only=True)["state"]
+        return state, load_file(folder / ADAPTER_FILE)
+
+    free, plain = after("free", max_grad_norm=0.0)
+    clipped, _ = after("clipped", max_grad_norm=0.01)
+    # After one step AdamW's first moment is a tenth of the gradient that it was given.
+    norm = {name: 10 * float(torch.cat([each["exp_avg"].ravel() for each in state.values()]).norm())
+            for name, state in (("free", free), ("clipped", clipped))}  # fmt: skip
+    assert norm["free"] > 0.1 and norm["clipped"] == pytest.approx(0.01, rel=1e-3)
+    _, decayed = after("decayed", max_grad_norm=0.0, weight_decay=0.5)
+    # A starts as it was drawn, has no gradient at the first step (B is zero), and shrinks by the rate times the decay.
+    for name in (name for name in plain if "lora_A" in name):
+        np.testing.assert_allclose(decayed[name], plain[name] * (1 - 0.01 * 0.5), rtol=1e-5)

@@ -24,6 +24,7 @@ from rectune.data.columns import (
     RATING,
     SPLIT,
     TEST,
+    TIMESTAMP,
     TRAIN,
     USER_ID,
     VALIDATION,
@@ -54,15 +55,23 @@ Say = Callable[[str], None]
 
 
 def sample_rows(
-    events: pl.DataFrame, split: str, limit: int | None, seed: int, whole_users: bool = False
+    events: pl.DataFrame,
+    split: str,
+    limit: int | None,
+    seed: int,
+    whole_users: bool = False,
+    since: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Rows of one split, at most `limit`, drawn once with the seed, in the order of the table.
+    """Rows of one split, at or after the time `since`, at most `limit`, drawn once with the seed, in table order.
 
     Rows are drawn one by one where each costs a prompt: events of many users say more about all users than as many
     events of a few, and intervals over users come out half as wide. Where a user's events share one history
     (`whole_users`), users are drawn in random order until the limit is reached; of the last one, the oldest events.
     """
-    rows = events.select((pl.col(SPLIT) == split).arg_true()).to_series().to_numpy().astype(np.int64)
+    wanted = pl.col(SPLIT) == split
+    if since is not None:
+        wanted &= pl.col(TIMESTAMP) >= since
+    rows = events.select(wanted.arg_true()).to_series().to_numpy().astype(np.int64)
     if limit is None or len(rows) <= limit:
         return rows
     draw = np.random.default_rng(seed)
@@ -74,13 +83,24 @@ def sample_rows(
 
 
 def split_sample(config: Config, events: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
-    """The rows of one split that this configuration works on: `max_{train,eval,test}_samples` of them."""
+    """The rows of one split that this configuration works on: `max_{train,eval,test}_samples` of them.
+
+    Raises:
+        DataError: no training event is as late as `train_since`.
+    """
     limit = {
         TRAIN: config.max_train_samples,
         VALIDATION: config.max_eval_samples,
         TEST: config.max_test_samples,
     }[split]
-    return sample_rows(events, split, limit, config.seed, config.layout == "stream")
+    since = config.train_since if split == TRAIN else None
+    rows = sample_rows(events, split, limit, config.seed, config.layout == "stream", since)
+    if since is not None and not len(rows):
+        latest = int(events.filter(pl.col(SPLIT) == TRAIN)[TIMESTAMP].to_numpy().max())
+        raise DataError(
+            f"train_since: got {since}, but the latest training event is of {latest}; choose an earlier time"
+        )
+    return rows
 
 
 @dataclass(frozen=True)

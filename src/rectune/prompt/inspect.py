@@ -137,7 +137,7 @@ def inspect(
     shares = _percentiles(percentiles)
     data = open_dataset(config, say)
     streams = config.layout == "stream"
-    rows = sample_rows(data.events, TRAIN, limit or config.max_train_samples, config.seed, streams)
+    rows = sample_rows(data.events, TRAIN, limit or config.max_train_samples, config.seed, streams, config.train_since)
     if len(rows) == 0:
         raise DataError("no training events to inspect: prepare with more users or a lower history_len")
     if characters and streams:

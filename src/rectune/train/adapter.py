@@ -12,13 +12,13 @@ from rectune.model.initial import FROM_BASE, fixed_parameters
 from rectune.model.load import Loaded
 from rectune.model.lora import attach_adapter, load_adapter, parameter_line
 from rectune.prompt.verbalizer import Verbalizer
-from rectune.score.settings import FILE_NAME, AdapterSettings, load_settings
+from rectune.score.settings import FILE_NAME, MODEL, OFFSET, AdapterSettings, load_settings
 
 Say = Callable[[str], None]
 
 
-def _compare(folder: Path, settings: AdapterSettings, verbalizer: Verbalizer, say: Say) -> None:
-    """Hold this run's prompt against that of the earlier run, where that run left its settings.
+def _compare(folder: Path, settings: AdapterSettings, blend: list[str], verbalizer: Verbalizer, say: Say) -> None:
+    """Hold this run against the earlier one, where that left its settings: each difference is a line.
 
     Raises:
         ModelError: the settings are damaged, or the labels were other tokens then.
@@ -28,9 +28,17 @@ def _compare(folder: Path, settings: AdapterSettings, verbalizer: Verbalizer, sa
     earlier = load_settings(folder)
     earlier.check_verbalizer(verbalizer)
     now = json.loads(json.dumps(settings.prompt, default=str))  # as it would be read back
+    then = {key: value for key, value in earlier.prompt.items() if key in now}
+    for name in ("base_model", "base_revision", "quantization"):
+        now[name], then[name] = getattr(settings, name), getattr(earlier, name)
+    now["blend"], then["blend"] = blend, [name for name in earlier.blend if name not in (MODEL, OFFSET)]
     for key, value in now.items():
-        if key in earlier.prompt and earlier.prompt[key] != value:
-            say(f"adapter: {key} was {earlier.prompt[key]!r} in its earlier run and is now {value!r}")
+        if key in then and then[key] != value:
+            say(f"adapter: {key} was {then[key]!r} in its earlier run and is now {value!r}")
+    if earlier.data_hash == settings.data_hash:
+        say("adapter: this dataset is the one that its earlier run was trained on")
+    if settings.rates is not None:
+        say("adapter: item rates are counted anew, on this dataset")
 
 
 def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, verbalizer: Verbalizer, say: Say) -> Any:
@@ -53,13 +61,13 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
     set_seed(config.seed)  # before the adapter: its initial values are drawn from the seed
     if config.adapter_name_or_path is not None:
         say(f"adapter: going on from {config.adapter_name_or_path}")
-        _compare(config.adapter_name_or_path, settings, verbalizer, say)
+        _compare(config.adapter_name_or_path, settings, list(config.blend), verbalizer, say)
         model = load_adapter(loaded.model, config.adapter_name_or_path, trainable=True)
         found = model.peft_config["default"]
         say(
             f"adapter: rank {found.r}, alpha {found.lora_alpha}, dropout {found.lora_dropout} and all else of its kind "
             "come from the earlier adapter; of this configuration, lora_*, use_rslora, use_dora and init_lora_weights "
-            "are not used"
+            "are not used. The optimiser starts afresh, with warm-up"
         )
     else:
         model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
