@@ -56,7 +56,7 @@ class Config(BaseModel):
     max_train_samples: int | None = Field(None, ge=1)
     """Train on at most this many events, drawn with the seed; all when empty."""
     train_since: int | None = None
-    """Train only on events at or after this time, as the data writes it; earlier ones stay history, and count as rates."""
+    """Train only on events at or after this time, as the data writes it; earlier ones are shown and count in rates."""
     max_eval_samples: int | None = Field(1000, ge=1)
     """Validate on at most this many events, drawn once with the seed; all when empty."""
     max_test_samples: int | None = Field(None, ge=1)
@@ -130,7 +130,7 @@ class Config(BaseModel):
     use_dora: bool = False
     """Train the magnitude of each output besides the direction: a little better at low ranks, and slower."""
     init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
-    """Where A and B start: pissa, olora at the base's main directions (twice the rank is saved), loftq at 4 bits' error."""
+    """Where A, B start: pissa, olora at the base's directions (saved at twice the rank), loftq at what 4 bits lose."""
     loraplus_lr_ratio: float | None = Field(None, ge=1)
     """LoRA+: the adapter's matrices B learn at the learning rate times this, A at the rate itself; 16 is common."""
 
