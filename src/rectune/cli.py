@@ -24,6 +24,7 @@ from rectune.cli_options import (
     say,
 )
 from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
+from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
 from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
@@ -134,6 +135,9 @@ def train(
     start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)
     with outlive_terminal():
         stage(_load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite)
+
+
+app.command(epilog=SWEEP_EXAMPLE)(sweep)
 
 
 def _refuse_idle(given: dict[str, object], doing: str) -> None:

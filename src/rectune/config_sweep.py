@@ -21,8 +21,8 @@ _STEPS = "it counts in steps, and follows the batch of each trial by itself"
 FIXED = {
     **dict.fromkeys(
         (
-            "dataset", "dataset_dir", "history_len", "rating_threshold", "split", "test_ratio", "validation_ratio",
-            "max_users", "max_eval_samples", "max_test_samples",
+            "dataset", "source_format", "label_from", "dataset_dir", "history_len", "rating_threshold", "split",
+            "test_ratio", "validation_ratio", "max_users", "max_eval_samples",
         ),
         _SAME_EVENTS,
     ),
@@ -38,13 +38,17 @@ FIXED = {
     **dict.fromkeys(
         (
             "output_dir", "preprocessing_cache_dir", "report_to", "save_total_limit", "gen_eval_samples", "baselines",
-            "per_device_eval_batch_size", "scoring_memory_gib", "blend", "sweep",
+            "per_device_eval_batch_size", "scoring_memory_gib", "blend", "auto_batch", "max_test_samples",
         ),
         _OUTSIDE,
     ),
+    "sweep": "it is the space itself",
     "seed": "the best of several seeds is luck, and the next data would not share it",
 }  # fmt: skip
 """Keys that a sweep may not vary, and why. Every other key may."""
+
+NEUTRAL = frozenset(key for key, why in FIXED.items() if why == _OUTSIDE)
+"""Keys that may be another when a sweep goes on: its trials stay comparable."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,14 @@ from rectune.errors import ResourceError
 
 _CHUNK = 1 << 20
 # safetensors and polars wrap the system's error; torch's zip writer only hints at it.
-_DISK_SIGNS = ("no space left", "os error 28", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos")
+_DISK_SIGNS = (
+    "no space left",
+    "os error 28",
+    "quota exceeded",
+    "disk is full",
+    "pytorchstreamwriter failed",
+    "unexpected pos",
+)
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9-]+)\.(?P<process>\d+)\.tmp")
 _DAY = 86_400

@@ -201,3 +201,14 @@ def test_a_thousand_draws_over_eight_thousand_rows_take_less_than_five_seconds()
     start = time.process_time()
     b.bootstrap_intervals(labels, odds, user, b.METRICS, n=1000)
     assert time.process_time() - start < 5
+
+
+def test_a_standard_error_is_the_spread_of_the_metric_over_draws_of_users():
+    # Each user has one row; the accuracy of a draw is a mean of 100 coins with p = 0.8, so its error is sqrt(p q / n).
+    labels = np.array([1] * 80 + [0] * 20)
+    error = b.bootstrap_standard_error(labels, np.ones(100), [str(user) for user in range(100)], "accuracy", n=4000)
+    assert error == pytest.approx(np.sqrt(0.8 * 0.2 / 100), rel=0.03)
+    # Ten rows of each user that agree are worth no more than one row.
+    ids = [str(user) for user in range(100) for _ in range(10)]
+    assert b.bootstrap_standard_error(labels.repeat(10), np.ones(1000), ids, "accuracy", n=4000) == error
+    assert b.bootstrap_standard_error(labels, np.ones(100), ["one"] * 100, "accuracy") is None

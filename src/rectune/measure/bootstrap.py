@@ -243,6 +243,24 @@ def bootstrap_intervals(
     return intervals
 
 
+def bootstrap_standard_error(
+    labels: Array, log_odds: Array, user_ids: classification.UserIds, metric: str, n: int = 1000, seed: int = 0
+) -> float | None:
+    """Standard error of a metric: the standard deviation of its values over draws of users with replacement.
+
+    Args and errors as for `bootstrap_intervals`; None where the metric has no meaning for these rows, or there is one
+    user only.
+    """
+    _check(n, 0.5, [metric])
+    labels, odds = classification.check_rows(labels, log_odds, user_ids)
+    users = classification.user_index(user_ids)
+    if users.max() == 0:
+        return None
+    (drawn,) = _draws([WeightedMetrics(labels, odds, users)], len(labels), [metric], n, seed)
+    values = drawn[0][~np.isnan(drawn[0])]
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def paired_bootstrap(
     labels: Array,
     log_odds_a: Array,

@@ -19,7 +19,11 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 UserIds = Sequence[str] | Array
 
+LOWER_IS_BETTER = ("loss", "brier", "ece")
+"""Metrics of which less is better; of all others more is."""
+
 __all__ = [
+    "LOWER_IS_BETTER",
     "Confusion",
     "accuracy",
     "auc",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
 
+from rectune.measure.classification import LOWER_IS_BETTER
 from rectune.report.verdict import METRIC_NAMES, Rows, percent
 
 
@@ -51,7 +52,6 @@ class PageContent:
     level: float = 0.95
 
 
-_LOWER_IS_BETTER = ("loss", "brier", "ece")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --page: #ffffff; --card: #f5f7f9; --line: #d9dfe5;
   --accent: #2f7fd8; --good: #17795a; --bad: #b3462c; }
@@ -101,7 +101,7 @@ def _text(value: object) -> str:
 def _table(rows: Rows, level: float) -> str:
     metrics = [metric for metric in METRIC_NAMES if any(metric in values for values in rows.values())]
     head = "".join(
-        f'<th scope="col">{METRIC_NAMES[metric]} {"↓" if metric in _LOWER_IS_BETTER else ""}</th>' for metric in metrics
+        f'<th scope="col">{METRIC_NAMES[metric]} {"↓" if metric in LOWER_IS_BETTER else ""}</th>' for metric in metrics
     )
     body = []
     for name, values in rows.items():

@@ -58,6 +58,11 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
             raise ConfigError("--overwrite: it removes the run that --resume would go on from; choose one of the two")
         if any(path.name != NAME for path in run.iterdir()) and not (run / "config.yaml").is_file():
             raise ConfigError(f"output_dir: {run} is no run folder (no config.yaml), so --overwrite leaves it alone")
+        if (run / "sweep").is_dir():
+            raise ConfigError(
+                f"output_dir: {run} holds a sweep, which --overwrite would remove; move {run / 'sweep'} away, or set "
+                "output_dir=OTHER"
+            )
         return None
     if resume.checkpoint is not None:
         found = read_checkpoint(resume.checkpoint)

@@ -11,11 +11,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rectune.errors import RectuneError
+from rectune.measure.classification import LOWER_IS_BETTER
 from rectune.terminal import Terminal
 
 Log = dict[str, Any]
-
-LOWER_IS_BETTER = ("loss", "brier", "ece")
 
 
 def _better(value: float, best: float, metric: str) -> bool:
