@@ -292,3 +292,26 @@ def test_every_key_has_a_meaning_and_is_listed() -> None:
     for name, field in Config.model_fields.items():
         assert field.description, name
         assert f"{name}: {field.default!s}\n    {field.description}" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("none", []), ("wandb", ["wandb"]), (["tensorboard", "mlflow"], ["tensorboard", "mlflow"]), ([], [])],
+)
+def test_report_to_takes_one_name_or_a_list(value: Any, names: list[str]) -> None:
+    assert parse_config({"report_to": value}, origin="test").trackers() == names
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("wandbx", "allowed: 'tensorboard', 'wandb', 'mlflow', 'trackio' or 'none'"),
+        (["tensorboard", "x"], "allowed: 'tensorboard', 'wandb', 'mlflow', 'trackio' or 'none'"),
+        (["tensorboard", "none"], "none stands alone"),
+        (["mlflow", "mlflow"], "name each once"),
+    ],
+)
+def test_a_wrong_report_to_names_what_is_allowed(value: Any, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"report_to": value}, origin="test")
+    assert f"report_to: got {value!r}" in str(caught.value) and part in str(caught.value)

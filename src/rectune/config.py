@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rectune.config_checks import cross_checks
 from rectune.errors import ConfigError
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+
 
 class Config(BaseModel):
     """Every key of a run. Keys are flat; names are those of LLaMA-Factory where it has one."""
@@ -209,8 +211,10 @@ class Config(BaseModel):
     """Validation prompts that are also answered by greedy generation, at each evaluation and at the end of training."""
     baselines: Literal["all", "quick"] = "all"
     """Simple models in a report: all, each tuned on validation; or quick, one setting of each and no network."""
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Where curves go; CSV and JSONL are always written."""
+    report_to: Tracker | list[Tracker] = "tensorboard"
+    """Where curves go, one name or a list: tensorboard, wandb, mlflow, trackio, none; CSV and JSONL always."""
+    panel_samples: int = Field(8, ge=0)
+    """Validation events, of both labels, whose P(yes) is kept and shown at every evaluation; 0 switches it off."""
     blend: list[Literal["stack", "network"]] = []
     """Baselines that join the tuned model's answer, each with a weight fitted on validation; saved with the adapter."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
@@ -225,6 +229,11 @@ class Config(BaseModel):
     def dataset_folder(self) -> Path:
         """Where the prepared dataset lies."""
         return self.dataset_dir if self.dataset_dir is not None else Path("data") / self.dataset_name()
+
+    def trackers(self) -> list[str]:
+        """Where curves go besides CSV and JSONL."""
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in named if name != "none"]
 
     def with_overrides(self, **values: Any) -> Config:
         """A validated copy with some keys changed."""

@@ -47,6 +47,11 @@ def cross_checks(config: Config) -> list[str]:
         problems.append("blend: got 'stack' beside prior: stack, which has its log-odds in it already; leave one out")
     if config.prompt_format == "classifier" and config.gen_eval_samples:
         problems.append("gen_eval_samples: a classification head writes no words; use 0, or another prompt_format")
+    if isinstance(config.report_to, list) and len(config.report_to) > 1:
+        if "none" in config.report_to:
+            problems.append(f"report_to: got {config.report_to!r}; none stands alone")
+        if len(set(config.report_to)) < len(config.report_to):
+            problems.append(f"report_to: got {config.report_to!r}, which names one twice; name each once")
     if config.layout == "stream":
         if config.prompt_format == "instruction":
             problems.append(

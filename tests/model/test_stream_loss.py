@@ -23,6 +23,7 @@ from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.train.batches import TrainingCollator
 from rectune.train.halving import Halving
+from rectune.train.speed import Meter
 from rectune.train.trainer import AnswerTrainer
 
 WORDS = Verbalizer("Yes", "No", positive_id=2, negative_id=0, end_id=3)
@@ -130,8 +131,10 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
         with_end=False,
         validation=None,
         save_total_limit=None,
+        start=None,
         on_saved=lambda _folder: None,
         halving=Halving(False, print),
+        meter=Meter(torch.device("cpu"), None, None, 0, print),
         model=model,
         args=TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True),
     )

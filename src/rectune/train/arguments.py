@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from rectune.config import Config
 from rectune.errors import ResourceError
+from rectune.train.trackers import PROJECT
 
 Say = Callable[[str], None]
 
@@ -43,7 +45,9 @@ def trainer_arguments(config: Config, epochs: float, say: Say) -> Any:
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # the trackers are callbacks of ours
+        run_name=f"{config.output_dir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+        project=PROJECT,
     )
     if arguments.n_gpu > 1:
         # The Trainer would wrap the model in DataParallel, which splits rows but not the places of their answers.

@@ -1,4 +1,4 @@
-"""What is called back while a run trains: the log, when to stop, generated answers, trackers."""
+"""What is called back while a run trains: the log, when to stop, generated answers, the panel, trackers, the meter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.model.load import Loaded
+from rectune.prompt.dataset import Dataset
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.train.transcript import Transcript
@@ -17,7 +18,13 @@ from rectune.train.transcript import Transcript
 if TYPE_CHECKING:
     from rectune.train.generations import Generations
     from rectune.train.monitor import RunLog
+    from rectune.train.panel import Panel
+    from rectune.train.record import RunRecord
+    from rectune.train.speed import Meter
     from rectune.train.stopping import BestAndStop
+    from rectune.train.trainer import Validation
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -28,26 +35,41 @@ class Callbacks:
         log: files and terminal.
         stopping: keeps the best adapter and ends the run.
         generations: greedy answers at each evaluation, or None.
+        panel: the same few events at each evaluation, or None.
         trackers: TensorBoard and the like.
+        meter: how fast it goes; stands behind all others.
     """
 
     log: RunLog
     stopping: BestAndStop
     generations: Generations | None
+    panel: Panel | None
     trackers: list[Any]
+    meter: Meter
 
-    def all(self) -> list[Any]:
-        """Every one of them, first the log, so that all others may add to what it has said."""
-        return [self.log, self.stopping, *([self.generations] if self.generations else []), *self.trackers]
+    def all(self, *others: Any) -> list[Any]:
+        """Every one of them and others: first the log, so that all others may add to what it has said."""
+        chosen = [one for one in (self.generations, self.panel) if one is not None]
+        return [self.log, self.stopping, *chosen, *self.trackers, *others, self.meter]
+
+    def close(self) -> None:
+        """Give the terminal back and end the trackers' entries, however the run ended."""
+        self.log.close()
+        for tracker in self.trackers:
+            if hasattr(tracker, "close"):
+                tracker.close()
 
 
 def make_callbacks(
     config: Config,
+    data: Dataset,
     loaded: Loaded,
     model: Any,
     held_out: Trees,
+    validation: Validation | None,
     verbalizer: Verbalizer,
-    labels_per_step: float,
+    shift: float,
+    record: RunRecord,
     first_step: int | None,
     keep: Callable[[int, float], str],
     transcript: Transcript,
@@ -57,23 +79,29 @@ def make_callbacks(
 
     Args:
         config: all keys.
+        data: the dataset, for the panel.
         loaded: the base model, for its tokenizer and attention kernel.
         model: the adapted model.
         held_out: the validation prompts.
+        validation: their latest scores; None when there is no evaluation.
         verbalizer: label words and tokens.
-        labels_per_step: answers trained by one optimiser step.
+        shift: what class weights add to the log-odds.
+        record: told where the run stands.
         first_step: when resuming, the first step that will be taken again.
         keep: saves the adapter as it is now as the best one and returns its folder.
         transcript: says lines and keeps them.
         console: shows progress.
     """
     from rectune.train.generations import Generations
-    from rectune.train.monitor import RunLog, tensorboard_callback
+    from rectune.train.monitor import RunLog
+    from rectune.train.panel import Panel
     from rectune.train.stopping import BestAndStop
+    from rectune.train.trackers import make_trackers, text_writer
 
     say = transcript.say
     logs = config.output_dir / "logs"
-    log = RunLog(logs, console, labels_per_step, transcript.note)
+    evaluation_tokens = int(held_out.lengths.sum()) if validation is not None else 0
+    meter = make_meter(config, loaded, model, evaluation_tokens, say)
     stopping = BestAndStop(
         config.metric_for_best_model,
         config.early_stopping_patience,
@@ -88,8 +116,32 @@ def make_callbacks(
             logs / "generations.txt", model, held_out, config.gen_eval_samples, loaded.tokenizer, verbalizer,
             config.per_device_eval_batch_size, loaded.attention, say,
         )  # fmt: skip
-    trackers = []
-    if config.report_to == "tensorboard":
-        trackers.append(tensorboard_callback(logs, first_step))
-        say(f"watch: tensorboard --logdir {logs}")
-    return Callbacks(log, stopping, generations, trackers)
+    trackers = make_trackers(config, first_step, say)
+    panel = None
+    if config.panel_samples and validation is not None:
+        panel = Panel(logs, data, validation, config.panel_samples, config.seed, shift, say, text_writer(trackers))
+    log = RunLog(logs, console, meter, record, transcript.note)
+    return Callbacks(log, stopping, generations, panel, trackers, meter)
+
+
+def make_meter(config: Config, loaded: Loaded, model: Any, evaluation_tokens: int, say: Say) -> Meter:
+    """What measures speed, with the model's operations and the device's peak where both are known.
+
+    Args:
+        config: all keys.
+        loaded: the base model, for device and precision.
+        model: the adapted model.
+        evaluation_tokens: tokens of an evaluation.
+        say: prints one line.
+    """
+    from rectune.model.flops import peak_operations, training_work
+    from rectune.train.speed import Meter
+
+    work = training_work(model, 2 if config.loss_over == "labels" else None)
+    peak = peak_operations(loaded.device, loaded.dtype) if work is not None else None
+    if work is not None and peak is not None:
+        say(
+            f"speed: {work.per_token / 1e9:.2f} GFLOP a token and attention; utilisation (mfu) is of "
+            f"{peak[0] / 1e12:.2f} TFLOP/s, {peak[1]}"
+        )
+    return Meter(loaded.device, work, peak[0] if peak else None, evaluation_tokens, say)

@@ -1,22 +1,25 @@
-"""What a run tells while it trains: lines or a bar, JSONL, CSV, TensorBoard."""
+"""What a run tells while it trains: lines or a bar, JSONL, CSV, and where it stands."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback
 
 from rectune.files import append_line, write_text
+from rectune.train.record import RunRecord, clock
+from rectune.train.speed import Meter
 
-_SHOWN = ("loss", "auc", "uauc", "accuracy", "precision", "recall", "f1", "predicted_positive_rate")
+_SHOWN = (
+    "loss", "auc", "uauc", "accuracy", "precision", "recall", "f1", "predicted_positive_rate", "positive_rate",
+)  # fmt: skip
 
 
 def _entries(log: dict[str, Any]) -> list[tuple[str, float]]:
@@ -41,18 +44,21 @@ class RunLog(TrainerCallback):
     Args:
         folder: the run's `logs/`.
         console: where to talk; without a terminal, plain lines take the place of the bar.
-        labels_per_step: answers trained by one optimiser step, for the speed.
+        meter: knows how long the rest takes.
+        record: told at every line where the run stands, for `rectune watch`.
         keep: keeps a line in `logs/console.log`.
     """
 
-    def __init__(self, folder: Path, console: Console, labels_per_step: float, keep: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, console: Console, meter: Meter, record: RunRecord, keep: Callable[[str], None]
+    ) -> None:
         self.folder = folder
         self.console = console
-        self.labels_per_step = labels_per_step
+        self.meter = meter
+        self.record = record
         self.keep = keep
         self.bar: Progress | None = None
         self.task: Any = None
-        self.started = (0.0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Rewrite the files from the history and start the bar."""
@@ -60,7 +66,7 @@ class RunLog(TrainerCallback):
         write_text(self.folder / "log.jsonl", "".join(line + "\n" for line in lines))
         table = "step,epoch,name,value\n" + "".join(_csv_lines(log) for log in state.log_history)
         write_text(self.folder / "log.csv", table)
-        self.started = (time.perf_counter(), state.global_step)
+        self.record.progress(state.global_step, state.max_steps, None)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("training"),
@@ -68,21 +74,19 @@ class RunLog(TrainerCallback):
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=self.console,
             )
-            self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+            self.task = self.bar.add_task(
+                "training", total=state.max_steps, completed=state.global_step, note="", left=""
+            )
             self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
-
-    def _speed(self, step: int) -> tuple[float, float]:
-        """Seconds and steps since the start."""
-        begun, first = self.started
-        return time.perf_counter() - begun, max(step - first, 1)
+            left = self.meter.seconds_left(args, state.global_step, state.max_steps)
+            self.bar.update(self.task, completed=state.global_step, left=f"{clock(left)} left" if left else "")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append to the files and say one line."""
@@ -92,19 +96,19 @@ class RunLog(TrainerCallback):
         append_line(self.folder / "log.jsonl", json.dumps(log))
         append_line(self.folder / "log.csv", _csv_lines(log).rstrip("\n"))
         step, total = state.global_step, state.max_steps
-        seconds, done = self._speed(step)
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds / done * (total - step)))
+        left = self.meter.seconds_left(args, step, total)
+        self.record.progress(step, total, left)
         if "eval_loss" in log:
             shown = [f"{name} {log[f'eval_{name}']:.3f}" for name in _SHOWN if f"eval_{name}" in log]
             line = f"step {step}/{total}  validation: {'  '.join(shown)}"
             self.keep(line)
             self.console.print(line, highlight=False)
         elif "loss" in log:
-            rate = self.labels_per_step * done / seconds
             note = f"loss {log['loss']:.4f}  lr {log['learning_rate']:.2e}"
             note += f"  grad {log['grad_norm']:.2f}" if "grad_norm" in log else ""
-            note += f"  {rate:.2f} labels/s"
-            line = f"step {step}/{total}  {note}  {left} left"
+            note += f"  {log['labels_per_second']:.2f} labels/s" if "labels_per_second" in log else ""
+            after = f"  {clock(left)} left" if left is not None else ""
+            line = f"step {step}/{total}  {note}{after}"
             self.keep(line)
             if self.bar is not None:
                 self.bar.update(self.task, note=note)
@@ -120,16 +124,3 @@ class RunLog(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-def tensorboard_callback(folder: Path, purge_from: int | None) -> Any:
-    """Transformers' TensorBoard callback, writing into the run's `logs/`.
-
-    Args:
-        folder: the run's `logs/`.
-        purge_from: when resuming, the first step that will be written again.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder), purge_step=purge_from))

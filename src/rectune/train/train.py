@@ -39,6 +39,7 @@ from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import checkpoint_folders, problem_with
 from rectune.train.halving import Halving
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
+from rectune.train.record import RunRecord
 from rectune.train.shortage import full_disk, shortages
 from rectune.train.start import (
     BEST,
@@ -53,6 +54,7 @@ from rectune.train.start import (
     save_config,
     say_banner,
 )
+from rectune.train.trackers import check_trackers
 from rectune.train.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ def train(
             "blend: its weights are fitted on validation, but eval_strategy is no; use steps or epoch, or train "
             "without blend and run `rectune calibrate` afterwards"
         )
+    check_trackers(config)
     resume = resume or Resume()
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
@@ -146,16 +149,18 @@ def train(
         outlive_terminal() as terminal,
         StopSignals(transcript.say, terminal) as signals,
         transcript.last_words(),
+        RunRecord(config.output_dir / "logs") as record,
         full_disk(config.output_dir),
     ):
         begin = prepare_start(config, resume, overwrite, transcript.say)
-        return _train(begin, console, transcript, signals, clear, overwrite, watchers)
+        return _train(begin, console, transcript, record, signals, clear, overwrite, watchers)
 
 
 def _train(
     begin: Beginning,
     console: Console,
     transcript: Transcript,
+    record: RunRecord,
     signals: StopSignals,
     clear: bool,
     overwrite: bool,
@@ -240,10 +245,9 @@ def _train(
     if start is not None:
         say_banner(start, say)
     planned = planned_steps(config, len(packs), config.num_train_epochs)
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * len(trees.labels) / len(packs)
     called = make_callbacks(
-        config, loaded, model, held_out, prompts.verbalizer, per_step, start.step + 1 if start else None, keep,
-        transcript, console,
+        config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
+        start.step + 1 if start else None, keep, transcript, console,
     )  # fmt: skip
     trainer = AnswerTrainer(
         verbalizer=prompts.verbalizer,
@@ -257,13 +261,14 @@ def _train(
         on_saved=saved,
         halving=halving,
         name_batch=BatchNames(trees, data),
+        meter=called.meter,
         model=model,
         args=trainer_arguments(config, config.num_train_epochs, say),
         train_dataset=packs,
         eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
         data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
         processing_class=loaded.tokenizer,
-        callbacks=[*called.all(), *watchers, signals],
+        callbacks=called.all(*watchers, signals),
     )
     done = None
     if start is not None:
@@ -281,7 +286,7 @@ def _train(
         except NotFinite as error:
             raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
         finally:
-            called.log.close()
+            called.close()
     if signals.stopped:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
     if trainer.state.best_global_step is None:
@@ -304,5 +309,6 @@ def _train(
     best = ""
     if state.best_global_step is not None:
         best = f" (best {config.metric_for_best_model} {state.best_metric:.4f} at step {state.best_global_step})"
+    record.end("finished")
     say(f"trained: {run}{best}")
     return run

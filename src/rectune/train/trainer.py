@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rectune.errors import ModelError, NotFinite
 from rectune.files import atomic_folder, write_json
-from rectune.measure.classification import classification_metrics
+from rectune.measure.classification import classification_metrics, confusion, predict
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
 from rectune.model.attention import attention_mask
@@ -31,6 +31,7 @@ from rectune.score.scorer import CHUNK, score_trees
 from rectune.train.checkpoints import mark_complete, rotate
 from rectune.train.halving import Halving, parts_of
 from rectune.train.not_finite import BROKEN, SKIPPED_IN_A_ROW, Batch, broken_weight, explain, guilty_batch, which_batch
+from rectune.train.speed import Meter
 
 
 @dataclass
@@ -112,6 +113,7 @@ class AnswerTrainer(Trainer):
         on_saved: called with each checkpoint folder before it is marked complete.
         halving: how micro-batches that do not fit the memory are taken apart.
         name_batch: tells in words which events the trees of a batch hold.
+        meter: counts the work of each step.
         arguments: as `transformers.Trainer` takes them.
     """
 
@@ -128,6 +130,7 @@ class AnswerTrainer(Trainer):
         start: Path | None,
         on_saved: Callable[[Path], None],
         halving: Halving,
+        meter: Meter,
         name_batch: Callable[[list[int]], str] = str,
         **arguments: Any,
     ) -> None:
@@ -143,6 +146,7 @@ class AnswerTrainer(Trainer):
         self.start = start
         self.on_saved = on_saved
         self.halving = halving
+        self.meter = meter
         self.name_batch = name_batch
         self.step_batches: list[Batch] = []
         self.skipped = 0
@@ -172,7 +176,12 @@ class AnswerTrainer(Trainer):
         self.step_batches = batch_samples  # kept to name the one that breaks the run
         if not batch_samples:
             return None
+        self.meter.saw(batch_samples, self.with_end)
         return torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does, with speed and memory in each line of the training loss."""
+        super().log({**logs, **self.meter.read()} if "loss" in logs else logs, start_time)
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
@@ -296,7 +305,8 @@ class AnswerTrainer(Trainer):
         plain = log_odds - self.answer_loss.shift
         found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         moved = self.validation.moved(self.args.per_device_eval_batch_size)
-        found = {**found, **self_assessment(trees.labels, plain), "log_odds_moved": moved}
+        counts = confusion(trees.labels, predict(plain))._asdict()
+        found = {**found, **counts, **self_assessment(trees.labels, plain), "log_odds_moved": moved}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}
         seconds = time.perf_counter() - start
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 3)
