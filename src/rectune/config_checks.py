@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,15 +66,22 @@ def cross_checks(config: Config) -> list[str]:
     for key in ("positive_label", "negative_label"):
         if not getattr(config, key).strip():
             problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
-    if config.split != "leave_one_out" and config.test_ratio + config.validation_ratio >= 1:
+    if config.split not in ("leave_one_out", "column") and config.test_ratio + config.validation_ratio >= 1:
         problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
     if config.split == "leave_one_out" and config.metric_for_best_model == "uauc":
         problems.append(
             "metric_for_best_model: got 'uauc' beside split: leave_one_out, where every user has one validation event "
             "and so none to rank; use loss or auc"
         )
+    if config.max_per_user is not None and config.max_per_user <= config.warmup and config.split != "column":
+        key = "history_len" if config.min_history is None else "min_history"
+        problems.append(
+            f"max_per_user: got {config.max_per_user} beside {key}: {config.warmup} events that are not asked about, "
+            f"which leaves none; use more, or a smaller {key}"
+        )
     if not config.dataset_name().strip():
         problems.append(f"dataset: got {config.dataset!r}, which names none; use ml-100k or a folder or zip")
+    problems += _of_tables(config)
     if config.output_dir == Path():
         problems.append("output_dir: got an empty path or the current folder; name a folder for the run")
     if config.max_steps == 0:
@@ -95,3 +103,20 @@ def cross_checks(config: Config) -> list[str]:
             f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
         )
     return problems + sweep_problems(config)
+
+
+def _of_tables(config: Config) -> list[str]:
+    """Problems with the keys that say how a table is read."""
+    problems = []
+    for key, beside, wanted in (("label_column", "label_from", "column"), ("split_column", "split", "column")):
+        if getattr(config, key) is not None and getattr(config, beside) != wanted:
+            problems.append(f"{key}: does nothing beside {beside}: {getattr(config, beside)}; set {beside}={wanted}")
+    if config.items_id_column is not None and config.items is None:
+        problems.append("items_id_column: does nothing without items; name the file of the items, or leave it out")
+    found = re.fullmatch(r"\s*\d{1,15}(\.\d{1,15})?\s*%\s*|\s*\d{1,15}\s*", str(config.max_rejects), re.ASCII)
+    share = "%" in str(config.max_rejects) and found is not None
+    if found is None or (share and float(str(config.max_rejects).strip().rstrip("%")) > 100):
+        problems.append(
+            f"max_rejects: got {config.max_rejects!r}, allowed: a share of the rows such as 1%, or a number of them"
+        )
+    return problems

@@ -177,10 +177,53 @@ def user_input(texts: PromptTexts, history_lines: list[str], candidate: str) -> 
     return "\n".join(line for line in lines if line)
 
 
+_Part = tuple[str, str | None, str | None, str | None]
+"""A part of a template: text, and the name, format and conversion of the value behind it."""
+
+
+class _Blank(str):
+    """Stands for a value that is not there: empty, however it is to be formatted."""
+
+    def __format__(self, form: str) -> str:
+        return ""
+
+
+class _Number(float):
+    """A number that is written without `.0` where no format says otherwise."""
+
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else f"{self:.12g}"
+
+
+def _filled(parts: list[_Part], row: dict[str, str | int | float | None]) -> str:
+    """A parsed template with the values of one item; unlike `str.format` it takes any column's name, `unit.price` too.
+
+    Raises:
+        ValueError: a value cannot be formatted so.
+    """
+    found = []
+    for literal, name, form, conversion in parts:
+        found.append(literal)
+        if name is not None:
+            value = _shown(row[name])
+            found.append(
+                format(string.Formatter().convert_field(value, conversion) if conversion else value, form or "")
+            )
+    return "".join(found)
+
+
+def _shown(value: str | int | float | None) -> str | int | float:
+    """An attribute as a template writes it."""
+    if value is None:
+        return _Blank()
+    return _Number(value) if isinstance(value, float) else value
+
+
 def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
     """The text of every item: `title`, `title_categories`, `id` or a template over the catalog's columns.
 
-    `{name}` in a template is the title without the year in brackets at its end.
+    `{name}` in a template is the title without the year in brackets at its end. `{price:.2f}` and the like format
+    numbers; a value that is not there is left out, with brackets that would be empty.
 
     An item whose text comes out empty is called by its id.
 
@@ -202,7 +245,8 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
         }
     pattern = "{title} [{genres}]" if item_text == "title_categories" else item_text
     try:
-        wanted = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+        parts = list(string.Formatter().parse(pattern))
+        wanted = [name for _, name, _, _ in parts if name is not None]
     except ValueError as error:
         raise ConfigError(
             f"item_text: {item_text!r} is not a template ({error}); write for example '{{title}}'"
@@ -213,10 +257,10 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
             f"item_text: got {item_text!r}, allowed: title, title_categories, id, or a template over the columns "
             f"{', '.join(catalog.columns)} such as '{{title}}'"
         )
-    texts = {}
+    texts: dict[str, str] = {}
     for item, row in zip(ids, catalog.select(list(dict.fromkeys(wanted))).iter_rows(named=True), strict=True):
         try:
-            filled = pattern.format(**{name: "" if value is None else value for name, value in row.items()})
+            filled = _filled(parts, row)
         except ValueError as error:
             raise ConfigError(f"item_text: {item_text!r} cannot be filled for item {item} ({error})") from error
         # An empty attribute leaves its brackets or separators behind; they would be noise in every such prompt.

@@ -3,8 +3,8 @@ from __future__ import annotations
 import polars as pl
 
 from rectune.data.label import add_label
-from rectune.data.leak import SPLIT_BY, cold, leak_note, leak_share
-from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, timeline
+from rectune.data.leak import SPLIT_BY, cold, leak_note, leak_share, own_leak
+from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, timeline
 
 
 def log(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
@@ -52,4 +52,21 @@ def test_a_warm_up_event_makes_its_user_and_its_item_known() -> None:
 
 
 def test_every_split_has_its_words() -> None:
-    assert set(SPLIT_BY) == {TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT}
+    assert set(SPLIT_BY) == {TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT, COLUMN}
+
+
+def test_a_split_of_the_datas_own_says_what_its_users_events_see_of_each_other() -> None:
+    rows = [("1", "a", 1, "train"), ("1", "b", 2, "test"), ("1", "c", 3, "train"), ("1", "d", 3, "validation"),
+            ("2", "e", 9, "train"), ("2", "f", 9, "test"), ("2", "g", 4, "train")]  # fmt: skip
+    data = log([(user, item, time) for user, item, time, _ in rows]).with_columns(
+        pl.Series("split", [name for *_, name in rows])
+    )
+    events = events_of(data, COLUMN)
+    # User 1's test event comes before a train event of theirs; user 2's shares its second with one, which sees nothing.
+    assert own_leak(events) == (1, 1)
+    assert leak_note(events, COLUMN) == (
+        "Split by the data's own column: 50.0% of the test events have train events after them in time, 1 (50.0%) of "
+        "their own user; 1 of 4 train events (25.0%) come after a validation or test event of their user, whose "
+        "outcome their histories show; of 2 test events 0 (0.0%) are of users and 2 (100.0%) about items without any "
+        "warm-up or train event."
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rectune.data.folder import history_slices
 from rectune.data.label import add_label
 from rectune.data.sources.movielens import read_movielens
-from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, Timeline, timeline
+from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, Timeline, timeline
 from rectune.errors import DataError
 
 
@@ -335,3 +335,48 @@ def test_histories_are_the_same_whatever_the_split(drawn: list[tuple[int, int]],
         for name in (TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT)
     ]
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+
+
+def own(rows: list[tuple[str, int, str]]) -> pl.DataFrame:
+    """One user's or several users' events with a split of their own."""
+    data = frame([(user, str(place), 4.0, time) for place, (user, time, _) in enumerate(rows)])
+    return data.with_columns(pl.Series("split", [name for *_, name in rows]))
+
+
+def test_a_split_of_the_datas_own_stays_as_it_is_whatever_the_time_and_however_short_the_user() -> None:
+    data = own([("1", 9, "train"), ("1", 3, "test"), ("2", 5, "validation"), ("1", 1, "train")])
+    found = timeline(data, split=COLUMN, history_len=15, test_ratio=0.1, validation_ratio=0.05)
+    assert found.events.select("user_id", "timestamp", "split").rows() == [
+        ("1", 1, "train"), ("1", 3, "test"), ("1", 9, "train"), ("2", 5, "validation"),
+    ]  # fmt: skip
+    assert (found.short_users, found.short_events, found.old_events) == (0, 0, 0)
+    with pytest.raises(DataError, match="split: column, but this dataset has no split of its own; use split=timeline"):
+        timeline(one_user(3), split=COLUMN, history_len=1, test_ratio=0.1, validation_ratio=0.05)
+
+
+def test_of_each_user_the_last_events_in_time_are_kept_and_the_others_counted() -> None:
+    data = frame([("1", "a", 4.0, 5), ("2", "b", 4.0, 1), ("1", "c", 4.0, 9), ("1", "d", 4.0, 2), ("1", "e", 4.0, 9)])
+    found = timeline(data, history_len=0, test_ratio=0.1, validation_ratio=0.05, max_per_user=2)
+    assert found.events.select("user_id", "item_id", "split", "position").rows() == [
+        ("1", "c", "validation", 0), ("1", "e", "test", 1), ("2", "b", "test", 0),
+    ]  # fmt: skip
+    assert found.old_events == 2 and found.short_users == 0
+    # Of a moment that is cut in two, what is later in the file.
+    found = timeline(data, history_len=0, test_ratio=0.1, validation_ratio=0.05, max_per_user=1)
+    assert found.events["item_id"].to_list() == ["e", "b"]
+
+
+def test_with_no_warm_up_every_event_is_asked_about_the_first_with_an_empty_history() -> None:
+    found = timeline(one_user(30), history_len=0, test_ratio=0.1, validation_ratio=0.05).events
+    assert found["split"].to_list() == ["train"] * 26 + ["validation"] + ["test"] * 3
+    starts, stops = history_slices(found, 5)
+    assert (stops - starts).tolist()[:7] == [0, 1, 2, 3, 4, 5, 5]
+    starts, stops = history_slices(found, 0)
+    assert (stops - starts).tolist() == [0] * 30
+
+
+def test_ids_that_are_one_number_written_in_two_ways_are_two_users() -> None:
+    data = frame([("7", "a", 4.0, 1), ("007", "b", 4.0, 2), ("7", "c", 4.0, 3), ("007", "d", 4.0, 4)])
+    found = timeline(data, history_len=1, test_ratio=0.1, validation_ratio=0.05).events
+    assert found["item_id"].to_list() == ["b", "d", "a", "c"]
+    assert found["position"].to_list() == [0, 1, 0, 1]

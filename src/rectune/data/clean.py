@@ -63,6 +63,41 @@ class Movie(NamedTuple):
     problem: str | None = None
 
 
+class Allowed(NamedTuple):
+    """How many rows of a file may be unusable: a share of them, or so many; what is more is no matter of some dirty
+    rows but of a wrong column or a damaged file."""
+
+    share: float = 0.5
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, text: str | int) -> Allowed:
+        """Read `1%` or `100`.
+
+        Raises:
+            ValueError: it is neither.
+
+        >>> Allowed.of("1%"), Allowed.of(0)
+        (Allowed(share=0.01, rows=None), Allowed(share=0.5, rows=0))
+        """
+        found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(%?)\s*", str(text), re.ASCII)
+        if found is None or (found[2] and float(found[1]) > 100) or (not found[2] and "." in found[1]):
+            raise ValueError(f"got {text!r}, allowed: a share such as 1%, or a number of rows such as 100")
+        return cls(float(found[1]) / 100) if found[2] else cls(rows=int(found[1]))
+
+    def words(self) -> str:
+        """As it is written in a configuration."""
+        return f"{100 * self.share:g}%" if self.rows is None else str(self.rows)
+
+    def holds(self, rejected: int, total: int) -> bool:
+        """Whether so many of all rows may be unusable."""
+        return rejected <= (self.share * total if self.rows is None else self.rows)
+
+
+HALF = Allowed()
+"""What is allowed as a rule."""
+
+
 def line_blocks(stream: BinaryIO, encoding: str = "utf-8", block: int = _BLOCK) -> Iterator[pl.DataFrame]:
     """Read a text file as frames of lines, a block at a time.
 
@@ -153,7 +188,13 @@ def _parse(block: pl.DataFrame, separator: str, places: Sequence[int], width: in
 
 
 def clean_ratings(
-    blocks: Iterable[pl.DataFrame], *, file: str, separator: str, header: bool, known_items: pl.Series
+    blocks: Iterable[pl.DataFrame],
+    *,
+    file: str,
+    separator: str,
+    header: bool,
+    known_items: pl.Series,
+    allowed: Allowed = HALF,
 ) -> Cleaned:
     """Parse and check a ratings file.
 
@@ -163,12 +204,13 @@ def clean_ratings(
         separator: what stands between two fields.
         header: whether the first line names the columns (else: user, item, rating, timestamp).
         known_items: item ids of the catalog, as text.
+        allowed: how many rows may be unusable.
 
     Returns:
         Interactions with user_id (String), item_id (String), rating (Float64) and timestamp (Int64).
 
     Raises:
-        DataError: the file is empty, a column is missing, or more than half of the rows are unusable.
+        DataError: the file is empty, a column is missing, or more rows are unusable than allowed.
     """
     known = known_items.cast(pl.Int64)
     places, width = [0, 1, 2, 3], len(FIELDS)
@@ -188,7 +230,7 @@ def clean_ratings(
     good = rows.filter(usable).with_columns(pl.when(again).then(pl.lit(DUPLICATE)).alias(c.REASON))
     bad = pl.concat([rows.filter(~usable), good.filter(~usable)])
     rejects = _rejects(bad, file)
-    _check_share(rejects, rows.height, file, "columns " + ", ".join(FIELDS) + f" divided by {separator!r}")
+    check_rejects(rejects, rows.height, file, "columns " + ", ".join(FIELDS) + f" divided by {separator!r}", allowed)
     interactions = good.filter(usable).select(
         pl.col(c.USER_ID).cast(pl.String), pl.col(c.ITEM_ID).cast(pl.String), c.RATING, c.TIMESTAMP
     )
@@ -207,18 +249,19 @@ def _mark_cut_timestamp(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.when(is_last).then(pl.lit(CUT_LAST_LINE)).otherwise(c.REASON).alias(c.REASON))
 
 
-def clean_catalog(movies: Iterable[Movie], *, file: str) -> Cleaned:
+def clean_catalog(movies: Iterable[Movie], *, file: str, allowed: Allowed = HALF) -> Cleaned:
     """Check a movies file.
 
     Args:
         movies: one per line; genres already joined by ", ".
         file: its name, for rejects and messages.
+        allowed: how many lines may be unusable.
 
     Returns:
         Catalog with item_id (String), title (String), genres (String), year (Int64, null where the title has none).
 
     Raises:
-        DataError: there is no movie, or more than half of the lines are unusable.
+        DataError: there is no movie, or more lines are unusable than allowed.
     """
     kept: dict[str, tuple[str, str, str, int | None]] = {}
     bad: list[tuple[str, int, str, str]] = []
@@ -246,7 +289,7 @@ def clean_catalog(movies: Iterable[Movie], *, file: str) -> Cleaned:
     if not total:
         raise DataError(f"{file}: the file is empty or holds no movie; fetch or unpack it again")
     rejects = pl.DataFrame(bad, schema=REJECTS_SCHEMA, orient="row")
-    _check_share(rejects, total, file, "a whole-number id and a title")
+    check_rejects(rejects, total, file, "a whole-number id and a title", allowed)
     return Cleaned(pl.DataFrame(list(kept.values()), schema=CATALOG_SCHEMA, orient="row"), rejects)
 
 
@@ -254,14 +297,33 @@ def _rejects(bad: pl.DataFrame, file: str) -> pl.DataFrame:
     return bad.sort(c.LINE).select(pl.lit(file).alias(c.FILE), c.LINE, c.REASON, c.TEXT)
 
 
-def _check_share(rejects: pl.DataFrame, total: int, file: str, expected: str) -> None:
-    """Stop when more than half of the rows are unusable: this is then no matter of some dirty rows."""
-    if rejects.height * 2 <= total:
+def check_rejects(rejects: pl.DataFrame, total: int, file: str, expected: str, allowed: Allowed) -> None:
+    """Stop when more rows are unusable than `max_rejects` allows, as a rule half of them.
+
+    Args:
+        rejects: file, line, reason, text, sorted by line.
+        total: rows of the file, usable or not.
+        file: its name, for the message.
+        expected: what its rows should be, in words.
+        allowed: how many may be unusable.
+
+    Raises:
+        DataError: more are; the most frequent reason is named with its first line, and where not one may be the first
+            such line.
+    """
+    if allowed.holds(rejects.height, total):
         return
+    if allowed.rows == 0:
+        first = rejects.sort(c.LINE).row(0, named=True)
+        raise DataError(
+            f"{file}: line {first[c.LINE]} cannot be used: {first[c.REASON]} ({first[c.TEXT][:80]!r}); expected "
+            f"{expected}; max_rejects=0 (--strict) allows no such line"
+        )
     counts = rejects.group_by(c.REASON).len().sort(["len", c.REASON], descending=[True, False])
     reason, number = counts.row(0)
     example = rejects.filter(pl.col(c.REASON) == reason).row(0, named=True)
+    more = "" if allowed == HALF else f"; more than max_rejects={allowed.words()} allows"
     raise DataError(
         f"{file}: {rejects.height:,} of {total:,} rows cannot be used, {number:,} of them for: {reason} "
-        f"(first in line {example[c.LINE]}: {example[c.TEXT][:80]!r}); expected {expected}"
+        f"(first in line {example[c.LINE]}: {example[c.TEXT][:80]!r}); expected {expected}{more}"
     )

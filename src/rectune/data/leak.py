@@ -7,12 +7,13 @@ from typing import NamedTuple
 import polars as pl
 
 from rectune.data import columns as c
-from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE
+from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE
 
 SPLIT_BY = {
     TIMELINE: "each user's own timeline",
     GLOBAL_TIME: "one moment for all users",
     LEAVE_ONE_OUT: "each user's last event",
+    COLUMN: "the data's own column",
 }
 """How a split is made, in words, as in "split by ..."."""
 
@@ -37,8 +38,37 @@ def leak_share(events: pl.DataFrame) -> float | None:
     last_train = events.filter(pl.col(c.SPLIT) == c.TRAIN)[c.TIMESTAMP].max()
     if test.is_empty() or last_train is None:
         return None
-    # A user's own train events are never later than the user's test events, so these are of other users.
+    # A user's own train events are never later than the user's test events, so these are of other users; but for a
+    # split of the data's own, see `own_leak`.
     return float(test.select((pl.col(c.TIMESTAMP) < last_train).sum()).item()) / test.height
+
+
+class OwnLeak(NamedTuple):
+    """What a split of the data's own may let a user's events see of each other.
+
+    Attributes:
+        before: test events with a later train event of their own user.
+        shown: train events with a validation or test event of their own user strictly before them: their histories
+            show its outcome.
+    """
+
+    before: int
+    shown: int
+
+
+def own_leak(events: pl.DataFrame) -> OwnLeak:
+    """Count what train knows of the held-out events of the same users.
+
+    Args:
+        events: user_id, timestamp, split of all events.
+    """
+    train, test = pl.col(c.SPLIT) == c.TRAIN, pl.col(c.SPLIT) == c.TEST
+    held_out = pl.col(c.SPLIT).is_in([c.VALIDATION, c.TEST])
+    time = pl.col(c.TIMESTAMP)
+    last = time.filter(train).max().over(c.USER_ID)
+    first = time.filter(held_out).min().over(c.USER_ID)
+    found = events.select((test & (time < last)).sum().alias("before"), (train & (time > first)).sum().alias("shown"))
+    return OwnLeak(*found.row(0))
 
 
 def cold(events: pl.DataFrame) -> Cold:
@@ -65,6 +95,15 @@ def leak_note(events: pl.DataFrame, split: str = TIMELINE) -> str:
         seen = "there are no train events, so nothing of the future is seen"
     elif split == GLOBAL_TIME:
         seen = "no warm-up or train event is as late as any validation or test event, so nothing of the future is seen"
+    elif split == COLUMN:
+        own, trained = own_leak(events), events.filter(pl.col(c.SPLIT) == c.TRAIN).height
+        tests = events.filter(pl.col(c.SPLIT) == c.TEST).height
+        seen = (
+            f"{share:.1%} of the test events have train events after them in time, {own.before:,} "
+            f"({own.before / tests:.1%}) of their own user; {own.shown:,} of {trained:,} train events "
+            f"({own.shown / trained:.1%}) come after a validation or test event of their user, whose outcome their "
+            "histories show"
+        )
     else:
         seen = (
             "no event sees its own user's future, but other users' later events are in train: "

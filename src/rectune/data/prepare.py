@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,17 @@ from rectune.data import columns as c
 from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
 from rectune.data.label import labelled
 from rectune.data.leak import cold, leak_note, leak_share
-from rectune.data.sources.formats import read_source, source_of
+from rectune.data.sources.formats import TABLE_KEYS, read_source, source_of
 from rectune.data.sources.source import Source
-from rectune.data.split import GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
+from rectune.data.sources.table_values import moment
+from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_folder, hash_file, write_json
 from rectune.version import __version__
 
 __all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]
 
-_LATER_KEYS = ("source_format", "label_from")
+_LATER_KEYS = ("source_format", "label_from", "min_history", "max_per_user", *TABLE_KEYS)
 
 Say = Callable[[str], None]
 
@@ -69,10 +69,11 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
     line = timeline(
         labelled(read, config, say),
         split=config.split,
-        history_len=config.history_len,
+        history_len=config.warmup,
         test_ratio=config.test_ratio,
         validation_ratio=config.validation_ratio,
         max_users=config.max_users,
+        max_per_user=config.max_per_user,
         seed=config.seed,
     )
     meta = _meta(config, source, settings, read, line)
@@ -114,10 +115,12 @@ def _carry_over(target: Path, temporary: Path) -> None:
 def _settings(config: Config) -> dict[str, Any]:
     """Every setting that the folder depends on."""
     data_keys = ("history_len", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users")
-    unused = ("test_ratio", "validation_ratio") if config.split == LEAVE_ONE_OUT else ()
+    unused = ("test_ratio", "validation_ratio") if config.split in (LEAVE_ONE_OUT, COLUMN) else ()
     protocol = {key: getattr(config, key) for key in data_keys if key not in unused}
     # Left out at their defaults, so that a folder from before they existed is still good.
     protocol |= {key: getattr(config, key) for key in _LATER_KEYS if getattr(config, key) != default_of(key)}
+    if config.items is not None:
+        protocol["items"] = config.items.name  # its content is in the source's hash
     if config.label_from != "rating":
         del protocol["rating_threshold"]
     if config.max_users is not None:
@@ -194,6 +197,7 @@ def _meta(
             "their_events": line.short_events,
             "users_not_drawn": line.users_not_drawn,
             "events_not_drawn": line.events_not_drawn,
+            **({"events_before_the_last_of_a_user": line.old_events} if config.max_per_user is not None else {}),
         },
         "rejects": {"rows": read.rejects.height, "by_reason": _by_reason(read.rejects)},
         "leak": {
@@ -202,14 +206,14 @@ def _meta(
             "test_events_about_cold_items": unseen.items,
             "note": leak_note(events, config.split),
         },
-        **_cuts(line, config.history_len),
+        **_cuts(line, config.warmup),
     }
 
 
 def _cuts(line: Timeline, history_len: int) -> dict[str, Any]:
     """Where `global_time` cut and what came out, under `cuts`; nothing for other splits.
 
-    An event among its user's first `history_len` is not usable, yet asked about when it is at or after a cut.
+    A user's first `history_len` events are not usable, yet asked about when they are at or after a cut.
     """
     cuts = line.cuts
     if cuts is None:
@@ -291,37 +295,34 @@ def _say_split(meta: dict[str, Any], say: Say) -> None:
     liked = " / ".join(f"{splits[name]['positive_rate']:.1%}" if splits[name]["rows"] else "-" for name in shown)
     warmup = splits[c.WARMUP]["rows"]
     say(f"split: {counts} train / validation / test rows, {warmup:,} warm-up, {meta['users']:,} users; liked {liked}")
-    length = meta["protocol"]["history_len"]
+    protocol = meta["protocol"]
+    length = protocol["history_len"]
+    first = protocol.get("min_history", length)
     for name in (c.VALIDATION, c.TEST) if "cuts" in meta else ():
         cut = meta["cuts"][name]
         say(
-            f"{name}: begins at {_moment(cut['from_timestamp'])} and holds {cut['share_of_usable']:.2%} of the "
+            f"{name}: begins at {moment(cut['from_timestamp'])} and holds {cut['share_of_usable']:.2%} of the "
             f"{meta['cuts']['usable_events']:,} usable events, and {cut['not_usable']:,} events among their users' "
-            f"first {length}"
+            f"first {first}"
         )
     left = meta["left_out"]
     if left["users_with_too_few_events"]:
         say(
-            f"left out: {left['users_with_too_few_events']:,} users with at most {length} "
+            f"left out: {left['users_with_too_few_events']:,} users with at most {first} "
             f"events ({left['their_events']:,} events)"
         )
     if left["users_not_drawn"]:
         say(f"left out by max_users: {left['users_not_drawn']:,} users ({left['events_not_drawn']:,} events)")
+    if left.get("events_before_the_last_of_a_user"):
+        say(
+            f"left out by max_per_user: {left['events_before_the_last_of_a_user']:,} events before their users' last "
+            f"{protocol['max_per_user']:,}"
+        )
     history = meta["history"]
-    why = "for ties in time" + (" or new users" if meta["protocol"]["split"] == GLOBAL_TIME else "")
+    new = protocol["split"] in (GLOBAL_TIME, COLUMN) or first < length
+    why = "for ties in time" + (" or new users" if new else "")
     say(
         f"history: mean length {history['mean']:.2f}; {history['shorter_than_history_len']:,} shorter than {length} "
         f"{why}, {history['empty']:,} empty"
     )
     say(meta["leak"]["note"])
-
-
-def _moment(timestamp: int) -> str:
-    """A timestamp with its date, where it can be seconds since 1970.
-
-    >>> _moment(891349532), _moment(-7)
-    ('timestamp 891349532 (1998-03-31 13:05:32 UTC)', 'timestamp -7')
-    """
-    if not 0 < timestamp < 2**32:
-        return f"timestamp {timestamp}"
-    return f"timestamp {timestamp} ({datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC)"

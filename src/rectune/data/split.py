@@ -1,4 +1,5 @@
-"""The split protocols: warm-up, train, validation and test by each user's own timeline or by one moment for all."""
+"""The split protocols: warm-up, train, validation and test by each user's own timeline, by one moment for all, or as
+the data itself says."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import polars as pl
 from rectune.data import columns as c
 from rectune.errors import DataError
 
-TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT = "timeline", "global_time", "leave_one_out"
+TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT, COLUMN = "timeline", "global_time", "leave_one_out", "column"
 """The values of the key `split`; see `timeline`."""
 
 # Shares such as 0.1 are not exact in binary: without this, 0.29 of 100 rows would be 28.
@@ -39,13 +40,22 @@ class Cuts(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """The events of the users kept, and what was left out; cuts only for `global_time`."""
+    """The events of the users kept, and what was left out; cuts only for `global_time`.
+
+    Attributes:
+        events: see `timeline`.
+        short_users, short_events: users with too few events, and theirs.
+        users_not_drawn, events_not_drawn: left out by `max_users`.
+        old_events: left out by `max_per_user`, of the users kept.
+        cuts: see `Cuts`.
+    """
 
     events: pl.DataFrame
     short_users: int
     short_events: int
     users_not_drawn: int
     events_not_drawn: int
+    old_events: int = 0
     cuts: Cuts | None = None
 
 
@@ -57,6 +67,7 @@ def timeline(
     test_ratio: float,
     validation_ratio: float,
     max_users: int | None = None,
+    max_per_user: int | None = None,
     seed: int = 0,
 ) -> Timeline:
     """Order every user's interactions in time and split them.
@@ -76,15 +87,19 @@ def timeline(
       at or after it nearest to `test_ratio` (of two equally near the later), the validation moment likewise before
       it. Of what is earlier, each user's first `history_len` are warm-up and the rest train. Since moments are never
       cut in two, shares come out as ties in time allow, and each of the three splits gets at least one moment.
+    - `column`: every event keeps the split that the data gives it, whatever its time, and no user is left out.
 
     Args:
-        interactions: user_id, item_id, rating, timestamp, label; one row each, in the order of the file.
-        split: `timeline`, `global_time` or `leave_one_out`.
-        history_len: warm-up events of each user.
+        interactions: user_id, item_id, rating, timestamp, label, and for `column` split; one row each, in the order of
+            the file.
+        split: `timeline`, `global_time`, `leave_one_out` or `column`.
+        history_len: warm-up events of each user; with 0 a user's first event is asked about too.
         test_ratio: share of the usable events that are test; without effect for `leave_one_out`.
         validation_ratio: share of the usable events that are validation; likewise.
         max_users: keep this many of the eligible users, those with the smallest SHA-256 of `seed:user_id`;
             a smaller draw is therefore a part of a larger one. `global_time` takes its moments from the users kept.
+        max_per_user: keep each user's last events, this many, and take none of the others into account; of a moment
+            that is cut in two, those later in the file.
         seed: seed of that draw.
 
     Returns:
@@ -93,6 +108,13 @@ def timeline(
     Raises:
         DataError: no user has more than `history_len` interactions, or `global_time` finds fewer than three moments.
     """
+    if split == COLUMN:
+        if c.SPLIT not in interactions.columns:
+            raise DataError("split: column, but this dataset has no split of its own; use split=timeline")
+        history_len = 0
+    whole = interactions.height
+    if max_per_user is not None:
+        interactions = _last(interactions, max_per_user)
     counts = interactions.group_by(c.USER_ID).agg(pl.len().alias(_COUNT))
     eligible = counts.filter(pl.col(_COUNT) > history_len)
     if eligible.is_empty():
@@ -115,8 +137,10 @@ def timeline(
     elif split == TIMELINE:
         usable = pl.col(_COUNT).cast(pl.Int64) - history_len
         names = _by_place(history_len, _share(usable, test_ratio), _share(usable, validation_ratio))
+    elif split == COLUMN:
+        names = pl.col(c.SPLIT)
     else:
-        raise ValueError(f"split: got {split!r}, allowed: {TIMELINE}, {GLOBAL_TIME}, {LEAVE_ONE_OUT}")
+        raise ValueError(f"split: got {split!r}, allowed: {TIMELINE}, {GLOBAL_TIME}, {LEAVE_ONE_OUT}, {COLUMN}")
     events = events.with_columns(names.alias(c.SPLIT))
     eligible_events = int(eligible[_COUNT].sum())
     return Timeline(
@@ -135,8 +159,16 @@ def timeline(
         short_events=interactions.height - eligible_events,
         users_not_drawn=eligible.height - kept.height,
         events_not_drawn=eligible_events - events.height,
+        old_events=whole - interactions.height,
         cuts=cuts,
     )
+
+
+def _last(interactions: pl.DataFrame, most: int) -> pl.DataFrame:
+    """Each user's last interactions in time, at most so many, in the order of the file."""
+    row = pl.int_range(pl.len(), dtype=pl.Int64)
+    place = pl.struct(c.TIMESTAMP, row).rank("ordinal", descending=True).over(c.USER_ID)
+    return interactions.filter(place <= most)
 
 
 def _draw_key(user: str, seed: int) -> bytes:
@@ -154,7 +186,8 @@ def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
     return (
         interactions.with_row_index(c.ROW_ID)
         .with_columns(pl.col(c.ROW_ID).cast(pl.UInt32), (numeric if all_numeric else pl.col(c.USER_ID)).alias(_ORDER))
-        .sort(_ORDER, c.TIMESTAMP, c.ROW_ID)
+        # 7 and 007 are two users, though one number.
+        .sort(_ORDER, c.USER_ID, c.TIMESTAMP, c.ROW_ID)
         .with_columns(pl.when(new_user).then(row).forward_fill().alias(_FIRST), new_moment.alias("_new_moment"))
         .with_columns((row - pl.col(_FIRST)).alias(c.POSITION))
         .with_columns(pl.when("_new_moment").then(c.POSITION).forward_fill().alias(c.HISTORY_END))

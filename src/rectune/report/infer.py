@@ -199,7 +199,7 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
         (prior,) = request_prior(run, asked_of).tolist()
         joined = {name: float(odds[0]) for name, odds in request_joined(run, asked_of).items()}
         if run.config.layout == "pointwise":
-            history = history[-run.config.history_len :]
+            history = history[len(history) - min(len(history), run.config.history_len) :]
         prompt = run.prompts.build(history, candidate)
         return Question(prompt, _label(run, record.get("label"), where), record, prior, joined)
     if "input" in record:

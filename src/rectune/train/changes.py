@@ -36,10 +36,13 @@ GROUPS = (
         (
             "output_dir", "dataset_dir", "preprocessing_cache_dir", "scoring_memory_gib", "per_device_eval_batch_size",
             "max_test_samples", "save_steps", "save_total_limit", "logging_steps", "gen_eval_samples", "baselines",
-            "report_to", "blend", "sweep",
+            "report_to", "blend", "sweep", "max_rejects",
         ),
     ),
-    Group("free", "its content is held against the checkpoint's data hash", ("dataset", "source_format")),
+    Group("free", "its content is held against the checkpoint's data hash", (
+        "dataset", "source_format", "user_column", "item_column", "time_column", "rating_column", "label_column",
+        "split_column", "title_column", "category_column", "attribute_columns", "items", "items_id_column",
+    )),
     Group(
         "course",
         "from here on the run takes another course than it would have",
@@ -67,7 +70,7 @@ GROUPS = (
     Group("refused", "the saved optimiser state is another's", ("optim", "loraplus_lr_ratio")),
     Group("refused", "it decides what is trained on and measured", (
         "history_len", "label_from", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users",
-        "max_train_samples", "max_eval_samples", "train_since",
+        "max_train_samples", "max_eval_samples", "train_since", "min_history", "max_per_user",
     )),
     Group("refused", "the model would be asked otherwise than it has been trained so far", (
         "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header",

