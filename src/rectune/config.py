@@ -167,6 +167,8 @@ class Config(BaseModel):
     """LoRA+: the adapter's matrices B learn at the learning rate times this, A at the rate itself; 16 is common."""
 
     # --- training ---
+    backend: Literal["native", "trl", "unsloth"] = "native"
+    """Who computes the steps: our own trainer, TRL's SFTTrainer, or that on Unsloth's kernels; the two: pointwise."""
     output_dir: Path = Path("output/qwen3-movielens-qlora")
     """The run folder: best adapter and tokenizer, checkpoints, logs, metrics, report."""
     per_device_train_batch_size: int = Field(2, ge=1)

@@ -38,7 +38,7 @@ FIXED = {
     **dict.fromkeys(
         (
             "output_dir", "preprocessing_cache_dir", "report_to", "save_total_limit", "gen_eval_samples", "baselines",
-            "per_device_eval_batch_size", "scoring_memory_gib", "blend", "auto_batch", "max_test_samples",
+            "per_device_eval_batch_size", "scoring_memory_gib", "blend", "auto_batch", "max_test_samples", "backend",
         ),
         _OUTSIDE,
     ),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rectune.config import Config
+from rectune.config_backends import NATIVE
 from rectune.errors import ConfigError, ResourceError
 from rectune.model import blocks
 
@@ -54,7 +55,9 @@ def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -
     """
     wanted = config.flash_attn
     problem = _flash_problem(device, dtype)
-    masked = "packed rows" if config.packing else "branching streams" if config.layout == "stream" else None
+    # TRL lays packed prompts end to end, which FlashAttention can express by itself.
+    packed = config.packing and config.backend == NATIVE
+    masked = "packed rows" if packed else "branching streams" if config.layout == "stream" else None
     if wanted == "auto":
         if device.type == "cpu" and dtype == torch.bfloat16:
             return blocks.KERNEL, "auto: plain products in blocks, the fastest for bfloat16 on CPUs"

@@ -21,7 +21,7 @@ _SEALED = (ADAPTER_FILE, "adapter_config.json")
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def _targets(model: Any, config: Config) -> list[str]:
+def target_names(model: Any, config: Config) -> list[str]:
     """Names of the layers to adapt, checked against the model.
 
     Raises:
@@ -40,7 +40,7 @@ def _targets(model: Any, config: Config) -> list[str]:
     return list(wanted)
 
 
-def _layers(model: Any, config: Config) -> list[int] | None:
+def adapted_layers(model: Any, config: Config) -> list[int] | None:
     """Indices of the blocks to adapt; None is all.
 
     Raises:
@@ -103,8 +103,8 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
         lora_alpha=config.lora_alpha * (times**0.5 if config.use_rslora else times),
         init_lora_weights="gaussian" if kind == "gaussian" else True,
         lora_dropout=config.lora_dropout,
-        target_modules=_targets(model, config),
-        layers_to_transform=_layers(model, config),
+        target_modules=target_names(model, config),
+        layers_to_transform=adapted_layers(model, config),
         bias=config.lora_bias,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

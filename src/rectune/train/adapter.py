@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import Config
+from rectune.config_backends import UNSLOTH
 from rectune.model.initial import FROM_BASE, fixed_parameters
 from rectune.model.load import Loaded
 from rectune.model.lora import attach_adapter, load_adapter, parameter_line
@@ -69,6 +70,10 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
             "come from the earlier adapter; of this configuration, lora_*, use_rslora, use_dora and init_lora_weights "
             "are not used. The optimiser starts afresh, with warm-up"
         )
+    elif config.backend == UNSLOTH:
+        from rectune.train.unsloth import attach_unsloth
+
+        model = attach_unsloth(loaded.model, config, loaded.source, loaded.revision)
     else:
         model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
         kind = config.init_lora_weights
@@ -80,7 +85,7 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
             )
         elif kind == "loftq":
             say("adapter: loftq starts at what the 4-bit base has lost, as far as the rank holds it")
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and config.backend != UNSLOTH:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     say(f"adapter: {parameter_line(model, fixed)}")
     return model

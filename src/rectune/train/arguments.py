@@ -10,18 +10,35 @@ from collections.abc import Callable
 from typing import Any
 
 from rectune.config import Config
+from rectune.config_backends import NATIVE
 from rectune.errors import ResourceError
 from rectune.train.trackers import PROJECT
 
 Say = Callable[[str], None]
 
 
+def _kind(config: Config) -> tuple[Any, dict[str, Any]]:
+    """The class that holds the arguments of a backend's trainer, and what only it takes."""
+    if config.backend == NATIVE:
+        from transformers import TrainingArguments
+
+        return TrainingArguments, {}
+    from trl import SFTConfig
+
+    return SFTConfig, {
+        "max_length": None,  # prompts are made, cut and packed already
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "bf16": False,  # autocast stands inside the loss, as in the native backend
+        "gradient_checkpointing": False,  # switched on with the model, where wanted
+    }
+
+
 def trainer_arguments(config: Config, epochs: float, say: Say) -> Any:
     """The Trainer's arguments. Best-adapter keeping, stopping, rotation and logging are done by our callbacks."""
     import torch
-    from transformers import TrainingArguments
 
-    arguments = TrainingArguments(
+    kind, more = _kind(config)
+    arguments = kind(
         output_dir=str(config.output_dir),
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_eval_batch_size,
@@ -48,6 +65,7 @@ def trainer_arguments(config: Config, epochs: float, say: Say) -> Any:
         report_to="none",  # the trackers are callbacks of ours
         run_name=f"{config.output_dir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
         project=PROJECT,
+        **more,
     )
     if arguments.n_gpu > 1:
         # The Trainer would wrap the model in DataParallel, which splits rows but not the places of their answers.

@@ -53,7 +53,7 @@ GROUPS = (
         ),
     ),
     Group("course", "from here on the numbers are rounded otherwise", (
-        "flash_attn", "bf16", "fp16", "gradient_checkpointing", "auto_batch",
+        "flash_attn", "bf16", "fp16", "gradient_checkpointing", "auto_batch", "backend",
     )),
     Group("refused", "the adapter was trained on top of it", (
         "model_name_or_path", "model_revision", "adapter_name_or_path", "use_qlora", "quantization_bit",

@@ -20,9 +20,9 @@ Batch = dict[str, torch.Tensor]
 
 
 def parts_of(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch in parts of at most `size` rows, each cut behind the last place that its loss looks at.
+    """A batch in parts of at most `size` rows, each cut behind the last token that its loss looks at.
 
-    Tokens only look back, so what stands behind the last answer (and the end token after it) changes nothing.
+    Tokens only look back, so what stands behind the last answer, its label and the end token changes nothing.
     """
     rows, length = batch["input_ids"].shape
     if size >= rows:
@@ -31,7 +31,7 @@ def parts_of(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, rows, size):
         stop = min(start + size, rows)
         mine = (batch["rows"] >= start) & (batch["rows"] < stop)
-        width = min(length, int(batch["positions"][mine].max()) + 2)
+        width = min(length, int(batch["positions"][mine].max()) + 3)
         part = {name: value[start:stop, :width] if name in _BY_ROW else value[mine] for name, value in batch.items()}
         yield {**part, "rows": part["rows"] - start}
 

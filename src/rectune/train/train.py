@@ -21,7 +21,6 @@ from rectune.errors import ConfigError, NotFinite
 from rectune.files import atomic_folder, write_json, write_text
 from rectune.lock import run_lock
 from rectune.model.classifier import for_answers
-from rectune.model.load import load_model
 from rectune.model.lora import seal_adapter
 from rectune.model.losses import loss_of
 from rectune.prompt.dataset import Dataset, open_dataset
@@ -35,6 +34,7 @@ from rectune.score.settings import AdapterSettings, settings_of
 from rectune.terminal import outlive_terminal
 from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
+from rectune.train.backends import load_for_training, prepare_backend, trainer_of
 from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import checkpoint_folders, problem_with
 from rectune.train.halving import Halving
@@ -132,6 +132,7 @@ def train(
         RectuneError: see the stages' own errors.
         Interrupted: a signal came; a checkpoint was saved.
     """
+    prepare_backend(config, say)
     from rectune.train.stopping import StopSignals
 
     if config.blend and config.eval_strategy == "no":
@@ -173,7 +174,7 @@ def _train(
     from rectune.train.batches import TrainingCollator
     from rectune.train.not_finite import BatchNames
     from rectune.train.stopping import Interrupted
-    from rectune.train.trainer import AnswerTrainer, Validation
+    from rectune.train.trainer import Validation
 
     config, start, say = begin.config, begin.checkpoint, transcript.say
     run = config.output_dir
@@ -185,7 +186,7 @@ def _train(
         check_same_data(start, data.content_hash)
     if clear:
         clear_cache(config, say)
-    loaded = load_model(config, say)
+    loaded = load_for_training(config, say)
     check_optimizer(config, loaded.device.type, say)
     pieces = Pieces(loaded.tokenizer)
     prompts = prompts_for(config, pieces)
@@ -249,7 +250,7 @@ def _train(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
         start.step + 1 if start else None, keep, transcript, console,
     )  # fmt: skip
-    trainer = AnswerTrainer(
+    trainer = trainer_of(config)(
         verbalizer=prompts.verbalizer,
         attention=loaded.attention,
         answer_loss=answer_loss,
