@@ -19,12 +19,23 @@ from typing import Any
 
 import torch
 
+from rectune.config import Config
 from rectune.errors import ModelError, ResourceError
 
 FROM_BASE = ("pissa", "olora")
 """Initialisations that start from the base weight, and are held as plain LoRA of twice the rank."""
 _ITERATIONS = 16
 """Of the randomised singular value decomposition; as good as the exact one (Meng et al., section 5)."""
+
+
+def held_rank(config: Config) -> int:
+    """Rank of a configuration's adapter as it lies in memory and on disk.
+
+    >>> from rectune.config import parse_config
+    >>> held_rank(parse_config({"lora_rank": 8, "init_lora_weights": "pissa"}, origin="example"))
+    16
+    """
+    return config.lora_rank * (2 if config.init_lora_weights in FROM_BASE else 1)
 
 
 def _layers(adapted: Any) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from rectune.config import Config
 from rectune.errors import ModelError
 from rectune.files import hash_file, write_text
 from rectune.model.answers import HEAD, classification_weight
-from rectune.model.initial import FROM_BASE, start_from_base, start_from_quantisation_error
+from rectune.model.initial import FROM_BASE, held_rank, start_from_base, start_from_quantisation_error
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SEAL = "adapter.sha256"
@@ -95,12 +95,13 @@ def attach_adapter(model: Any, config: Config, source: str, revision: str | None
     """
     from peft import LoraConfig, get_peft_model
 
-    kind, times = config.init_lora_weights, 2 if config.init_lora_weights in FROM_BASE else 1
+    kind, rank = config.init_lora_weights, held_rank(config)
+    more = rank / config.lora_rank
     settings = LoraConfig(
         task_type=_task(model),
-        r=config.lora_rank * times,
+        r=rank,
         # Its scale, alpha / rank or alpha / sqrt(rank), stays that of the configuration.
-        lora_alpha=config.lora_alpha * (times**0.5 if config.use_rslora else times),
+        lora_alpha=config.lora_alpha * (more**0.5 if config.use_rslora else more),
         init_lora_weights="gaussian" if kind == "gaussian" else True,
         lora_dropout=config.lora_dropout,
         target_modules=target_names(model, config),

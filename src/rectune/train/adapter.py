@@ -9,7 +9,7 @@ from typing import Any
 
 from rectune.config import Config
 from rectune.config_backends import UNSLOTH
-from rectune.model.initial import FROM_BASE, fixed_parameters
+from rectune.model.initial import FROM_BASE, fixed_parameters, held_rank
 from rectune.model.load import Loaded
 from rectune.model.lora import attach_adapter, load_adapter, parameter_line
 from rectune.prompt.verbalizer import Verbalizer
@@ -81,7 +81,7 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
             fixed = fixed_parameters(model)
             say(
                 f"adapter: {kind} trains the {config.lora_rank} main directions of each layer; the adapter also holds "
-                f"where they started, and so is plain LoRA of rank {2 * config.lora_rank} on the unchanged base"
+                f"where they started, and so is plain LoRA of rank {held_rank(config)} on the unchanged base"
             )
         elif kind == "loftq":
             say("adapter: loftq starts at what the 4-bit base has lost, as far as the rank holds it")
