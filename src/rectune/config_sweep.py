@@ -27,6 +27,7 @@ FIXED = {
         _SAME_EVENTS,
     ),
     "max_train_samples": _BUDGET,
+    "train_since": _BUDGET,
     **dict.fromkeys(
         (
             "metric_for_best_model", "eval_strategy", "early_stopping_patience", "loss_plateau_patience",
@@ -39,6 +40,7 @@ FIXED = {
         (
             "output_dir", "preprocessing_cache_dir", "report_to", "save_total_limit", "gen_eval_samples", "baselines",
             "per_device_eval_batch_size", "scoring_memory_gib", "blend", "auto_batch", "max_test_samples", "backend",
+            "panel_samples",
         ),
         _OUTSIDE,
     ),

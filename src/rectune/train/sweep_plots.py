@@ -22,10 +22,10 @@ _STYLE = (
 
 def _picture(draw: Callable[[], Any], wide: bool) -> str:
     """A figure as a data address."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
 
     try:
-        with warnings.catch_warnings():
+        with rc_context(), warnings.catch_warnings():  # Optuna sets a style for good
             warnings.simplefilter("ignore")  # axes of a key that took one value only
             axes = draw()
         figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure

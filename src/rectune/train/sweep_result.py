@@ -192,7 +192,7 @@ def verdict_lines(found: dict[str, Any]) -> list[str]:
         )
     if found["not_told_apart"]:
         names = ", ".join(str(number) for number in found["not_told_apart"])
-        lines.append(f"no worse than the best, within 95 %: trials {names}")
+        lines.append(f"these events do not tell the best (95 %) from trials {names}")
     lines.append(
         "the best of many is chosen by the events that measure it, which flatters it: check it on other events "
         "(another seed, or rectune evaluate)"
