@@ -23,6 +23,7 @@ from rectune.cli_options import (
     console,
     say,
 )
+from rectune.cli_prepare import PREPARE_EXAMPLE, prepare
 from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
 from rectune.errors import ConfigError, RectuneError, ResourceError
@@ -69,16 +70,7 @@ def run(
         run_all(_load(config, overrides), resume, overwrite, say, console())
 
 
-@app.command(epilog="Example: rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-latest-small.zip")
-def prepare(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="Prepare again even where nothing has changed.")] = False,
-) -> None:
-    """Read, clean, label and split ratings into a dataset folder."""
-    from rectune.data.prepare import prepare as stage
-
-    stage(_load(config, overrides), force=force, say=say)
+app.command(epilog=PREPARE_EXAMPLE)(prepare)
 
 
 @app.command(epilog="Example: rectune inspect demo_cpu --show-examples 1 --percentiles 50,95,100")

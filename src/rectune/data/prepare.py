@@ -34,7 +34,7 @@ _LATER_KEYS = ("source_format", "label_from", "min_history", "max_per_user", *TA
 Say = Callable[[str], None]
 
 
-def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
+def prepare(config: Config, *, force: bool = False, say: Say = print, read: Source | None = None) -> Path:
     """Read, clean, label and split a dataset, and write it as a folder.
 
     A folder that was prepared from the same source with the same settings is used again. The same input and
@@ -44,6 +44,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
         config: its data and prompt keys decide everything.
         force: prepare again even if nothing has changed.
         say: prints one line.
+        read: what `read_source` has read for this configuration already.
 
     Returns:
         The dataset folder, `config.dataset_folder()`.
@@ -57,14 +58,14 @@ def prepare(config: Config, *, force: bool = False, say: Say = print) -> Path:
     _check_target(target)
     source = source_of(config)
     settings = _settings(config)
-    changed = _what_changed(target, source, settings)
+    changed = _what_changed(config, target, source, settings)
     if changed is None and not force:
         what = "the same source" if load_meta(target)["source"] == source else f"a local copy of {source['name']}"
         say(f"{target}: already prepared from {what} with the same settings; used as it is")
         return target
     if target.exists():
         say(f"{target}: prepared again, because {changed or 'that was asked for (force)'}")
-    read = read_source(config, say)
+    read = read_source(config, say) if read is None else read
     _say_read(read, say)
     line = timeline(
         labelled(read, config, say),
@@ -143,7 +144,7 @@ def _same_source(old: Any, now: dict[str, str]) -> bool:
     return stands_in and now["kind"] == "published"
 
 
-def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]) -> str | None:
+def _what_changed(config: Config, target: Path, source: dict[str, str], settings: dict[str, Any]) -> str | None:
     """Why an existing folder cannot be used as it is, in words; None when it can."""
     try:
         meta = load_meta(target)
@@ -161,6 +162,9 @@ def _what_changed(target: Path, source: dict[str, str], settings: dict[str, Any]
         for key in sorted({*values, *old}):
             if old.get(key) != values.get(key):
                 return f"{key} has changed from {old.get(key)!r} to {values.get(key)!r}"
+    rejects = meta.get("rejects") or {}
+    if rejects.get("rows") and rejects.get("allowed", default_of("max_rejects")) != config.max_rejects:
+        return f"its {rejects['rows']:,} rejected rows are to be held against max_rejects={config.max_rejects}"
     if meta.get("events") != events or meta.get("bytes") != sizes:
         return "it is incomplete or damaged"
     return None
@@ -199,7 +203,11 @@ def _meta(
             "events_not_drawn": line.events_not_drawn,
             **({"events_before_the_last_of_a_user": line.old_events} if config.max_per_user is not None else {}),
         },
-        "rejects": {"rows": read.rejects.height, "by_reason": _by_reason(read.rejects)},
+        "rejects": {
+            "rows": read.rejects.height,
+            "by_reason": _by_reason(read.rejects),
+            **({} if config.max_rejects == default_of("max_rejects") else {"allowed": config.max_rejects}),
+        },
         "leak": {
             "share_of_test_events_with_later_train_events": None if share is None else round(share, 6),
             "test_events_of_cold_users": unseen.users,

@@ -264,8 +264,23 @@ def moment(timestamp: int) -> str:
     >>> moment(891349532000)
     'timestamp 891349532000 (1998-03-31 13:05:32 UTC)'
     """
+    date = _date(timestamp)
+    return f"timestamp {timestamp}" if date is None else f"timestamp {timestamp} ({date:%Y-%m-%d %H:%M:%S} UTC)"
+
+
+def date_of(timestamp: int) -> str:
+    """A timestamp's day, or itself where it is no time since 1970.
+
+    >>> date_of(891349532), date_of(17)
+    ('1998-03-31', '17')
+    """
+    date = _date(timestamp)
+    return str(timestamp) if date is None else f"{date:%Y-%m-%d}"
+
+
+def _date(timestamp: int) -> datetime | None:
     unit = next(name for name, below in _UNITS if timestamp < below)
     seconds = timestamp / _PER_SECOND[unit]
     if not 0 < seconds < 2**32 or (unit == "seconds" and timestamp < _EARLIEST):
-        return f"timestamp {timestamp}"
-    return f"timestamp {timestamp} ({datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
