@@ -144,14 +144,27 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "prepare", "inspect", "train", "score", "evaluate", "compare", "rank", "recommend", "doctor",
-                    "configs"):  # fmt: skip
+    for command in ("run", "prepare", "inspect", "train", "score", "evaluate", "compare", "rank", "recommend", "watch",
+                    "doctor", "configs"):  # fmt: skip
         assert f"  {command} " in done.stdout
 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "prepare", "inspect", "train", "score", "evaluate", "compare", "rank", "recommend", "doctor", "configs"],
+    [
+        "run",
+        "prepare",
+        "inspect",
+        "train",
+        "score",
+        "evaluate",
+        "compare",
+        "rank",
+        "recommend",
+        "watch",
+        "doctor",
+        "configs",
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: str, rectune: Rectune) -> None:
     ended = rectune(command, "--help")

@@ -291,6 +291,18 @@ app.command(epilog=RANK_EXAMPLE)(rank)
 app.command(epilog=RECOMMEND_EXAMPLE)(recommend)
 
 
+@app.command(epilog="Example: rectune watch output/demo   ·   rectune watch output/a output/b --once")
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several share their plots.")],
+    once: Annotated[bool, typer.Option("--once", help="Print and exit; without a terminal it always does.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and exit.")] = False,
+) -> None:
+    """Look at a run while it trains: curves, panel, diagnosis, speed, time left; Ctrl-C leaves it running."""
+    from rectune.watch.watch import watch as stage
+
+    stage(runs, once, as_json, say, console())
+
+
 @app.command(epilog="Example: rectune doctor   ·   rectune doctor --json")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -45,13 +45,14 @@ class RunRecord:
         me = psutil.Process()
         self.process = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": me.create_time()}
         self.begun = time.time()
-        self.written = False
+        self.written: float | None = None
+        self.longest_wait = 0.0
 
     def __enter__(self) -> RunRecord:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None or not self.written:
+        if error is None or self.written is None:
             return  # a run that was refused leaves the record of the one that holds the folder
         if isinstance(error, RectuneError) and error.exit_code == 130:
             self.end("stopped", str(error))
@@ -62,13 +63,17 @@ class RunRecord:
             self.end("failed", f"{name}{error}".strip().partition("\n")[0])
 
     def _write(self, state: str, message: str | None) -> None:
+        now = time.time()
+        if self.written is not None:
+            self.longest_wait = max(self.longest_wait, now - self.written)
         values = {
             "state": state, "message": message, "step": self.step, "max_steps": self.last,
             "seconds_left": None if self.left is None else round(self.left, 1),
-            "begun": round(self.begun, 3), "updated": round(time.time(), 3), **self.process,
+            "begun": round(self.begun, 3), "updated": round(now, 3), "longest_wait": round(self.longest_wait, 3),
+            **self.process,
         }  # fmt: skip
         write_json(self.file, values)
-        self.written = True
+        self.written = now
 
     def progress(self, step: int, last: int, left: float | None) -> None:
         """Say how far the run is.

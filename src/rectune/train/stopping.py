@@ -11,28 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rectune.errors import RectuneError
-from rectune.measure.classification import LOWER_IS_BETTER
 from rectune.terminal import Terminal
-
-Log = dict[str, Any]
-
-
-def _better(value: float, best: float, metric: str) -> bool:
-    return value < best if metric in LOWER_IS_BETTER else value > best
-
-
-def best_evaluation(history: list[Log], metric: str) -> tuple[int, float] | None:
-    """Step and value of the best evaluation by a metric; the earliest wins a tie; None without any.
-
-    >>> best_evaluation([{"step": 5, "eval_auc": 0.6}, {"step": 9, "eval_auc": 0.7}], "auc")
-    (9, 0.7)
-    """
-    best: tuple[int, float] | None = None
-    for log in history:
-        value = log.get(f"eval_{metric}")
-        if value is not None and (best is None or _better(value, best[1], metric)):
-            best = (int(log["step"]), float(value))
-    return best
+from rectune.train.best import Log, best_evaluation
 
 
 def evaluations_since_best(history: list[Log], metric: str) -> int:
