@@ -1,7 +1,8 @@
 """A nursery for runs that are to be killed: it imports everything once and forks a process for each command line.
 
 Lines in, as JSON: `arguments`, `out` and `err` (files), `watched` (folders), `die` (see `_watch`). Lines out: the
-process id, then its exit code (negative for a signal), then what it did in the watched folders, in order, as JSON.
+process id, then its exit code (negative for a signal), then what it did in the watched folders and the parts of a
+training that it entered and left, in order, as JSON.
 """
 
 from __future__ import annotations
@@ -71,12 +72,51 @@ def _found(pattern: int | str, path: str) -> bool:
     return isinstance(pattern, str) and re.search(pattern, path) is not None
 
 
+def _mark(owner: Any, name: str, place: str, events: int) -> None:
+    """Write down when a function begins and ends, so that a death can be placed."""
+    inner = getattr(owner, name)
+
+    def marked(*arguments: Any, **named: Any) -> Any:
+        os.write(events, f"enter {place}\n".encode())
+        result = inner(*arguments, **named)
+        os.write(events, f"leave {place}\n".encode())
+        return result
+
+    setattr(owner, name, marked)
+
+
+def _mark_places(events: int) -> None:
+    from rectune.train import train
+    from rectune.train.trainer import AnswerTrainer
+
+    for owner, name, place in (
+        (train, "prepare_start", "looking for a checkpoint"),
+        (train, "open_dataset", "preparing the data"),
+        (train, "load_model", "loading the model"),
+        (train, "encode", "tokenising"),
+        (train, "go_back", "going back to a checkpoint"),
+        (AnswerTrainer, "_load_from_checkpoint", "loading a checkpoint"),
+        (AnswerTrainer, "_load_optimizer_and_scheduler", "loading a checkpoint"),
+        (AnswerTrainer, "_load_rng_state", "loading a checkpoint"),
+        (AnswerTrainer, "training_step", "in a step"),
+        (AnswerTrainer, "evaluate", "in evaluation"),
+        (AnswerTrainer, "_save_checkpoint", "saving a checkpoint"),
+        (train, "publish", "publishing"),
+        (train, "publish_tokenizer", "publishing"),
+    ):
+        _mark(owner, name, place, events)
+
+
 def serve() -> None:
     """Fork a child for each line of standard input, and tell how it ended."""
+    from rectune.quiet import quiet_libraries
+
+    quiet_libraries()
     import peft  # noqa: F401
     import transformers.integrations  # noqa: F401
 
     import rectune.report.evaluate
+    import rectune.train.callbacks
     import rectune.train.generations
     import rectune.train.monitor
     import rectune.train.stopping
@@ -91,7 +131,9 @@ def serve() -> None:
             os.close(reading)
             for name, stream in (("out", 1), ("err", 2)):
                 os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-            _watch(asked.get("watched", []), asked.get("die"), writing)
+            if asked.get("watched"):
+                _watch(asked["watched"], asked.get("die"), writing)
+                _mark_places(writing)
             code = 0
             try:
                 main(asked["arguments"])
