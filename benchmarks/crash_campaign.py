@@ -117,7 +117,7 @@ def history(run: Path) -> str:
     logs = json.loads((run / "log_history.json").read_text(encoding="utf-8"))
     clocks = ("runtime", "per_second", "flos")
     kept = [{key: value for key, value in log.items() if not key.endswith(clocks)} for log in logs]
-    return json.dumps([log for log in kept if "train_loss" not in log])
+    return json.dumps([log for log in kept if "train_loss" not in log], sort_keys=True)
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """A nursery for runs that are to be killed: it imports everything once and forks a process for each command line.
 
-Lines in, as JSON: `arguments`, `out` and `err` (files), `watched` (folders), `die` (see `_watch`). Lines out: the
-process id, then its exit code (negative for a signal), then what it did in the watched folders and the parts of a
-training that it entered and left, in order, as JSON.
+Lines in, as JSON: `arguments`, `out` and `err` (files), `watched` (folders), `die` (see `_watch`), `terminal` (of a
+pseudo-terminal, in place of the files), `nohup` (ignores SIGHUP from the start). Lines out: the process id, then its
+exit code (negative for a signal), then what it did in the watched folders and the parts of a training that it entered
+and left, in order, as JSON.
 """
 
 from __future__ import annotations
@@ -129,8 +130,15 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             os.close(reading)
-            for name, stream in (("out", 1), ("err", 2)):
-                os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            if asked.get("terminal"):
+                os.setsid()  # what a session's leader opens becomes its terminal
+                for stream in range(3):
+                    os.dup2(os.open(asked["terminal"], os.O_RDWR), stream)
+            else:
+                for name, stream in (("out", 1), ("err", 2)):
+                    os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            if asked.get("nohup"):
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
             if asked.get("watched"):
                 _watch(asked["watched"], asked.get("die"), writing)
                 _mark_places(writing)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from victims import LONG, Start, adapter, contents, flip, logged, steps, wait_for_step
 
 from rectune.config import Config, load_config
 from rectune.errors import ConfigError, ModelError
@@ -22,97 +21,6 @@ from rectune.train.checkpoints import mark_complete
 from rectune.train.start import Resume
 
 Run = Callable[..., tuple[Path, list[str]]]
-LONG: dict[str, Any] = {
-    "max_steps": 16,
-    "save_steps": 4,
-    "eval_steps": 3,
-    "logging_steps": 1,
-    "early_stopping_patience": 0,
-}
-
-
-class Victim(NamedTuple):
-    """A `rectune train` in a process of its own, to be killed."""
-
-    process: Any
-    folder: Path
-
-    def send(self, number: int) -> None:
-        self.process.send(number)
-
-    def end(self) -> int:
-        """Wait for its end and return its exit code, negative for a signal."""
-        return int(self.process.end()[0])
-
-    def text(self, name: str) -> str:
-        return (self.folder / name).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def nursery(nursery_script: Any) -> Iterator[Any]:
-    with nursery_script.open_nursery(dict(os.environ)) as process:
-        yield process
-        process.kill()
-
-
-@pytest.fixture
-def start(nursery_script: Any, nursery: Any, tmp_path: Path) -> Callable[..., Victim]:
-    """Starts `rectune train` on a configuration; `die` kills it when it touches a file of this name in the run."""
-
-    def go(config: Config, *more: str, die: str | None = None) -> Victim:
-        (tmp_path / "given.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        asked: dict[str, Any] = {"watched": [str(config.output_dir)]}
-        if die is not None:
-            asked["die"] = {"at": die, "after": 0}
-        arguments = ["train", str(tmp_path / "given.yaml"), *more]
-        process = nursery_script.start(nursery, arguments, tmp_path / "out", tmp_path / "err", **asked)
-        return Victim(process, tmp_path)
-
-    return go
-
-
-Start = Callable[..., Victim]
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    file = run / "logs" / "log.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    """Wait until a running training has logged a step."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        file = run / "logs" / "log.jsonl"
-        if file.is_file() and f'"step": {step}}}' in file.read_text(encoding="utf-8"):
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"step {step} was never reached")
-
-
-def adapter(run: Path) -> bytes:
-    return (run / ADAPTER_FILE).read_bytes()
-
-
-def steps(run: Path, key: str) -> list[int]:
-    return [log["step"] for log in logged(run) if key in log]
-
-
-@pytest.fixture(scope="module")
-def whole() -> dict[bool, bytes]:
-    """Adapters of uninterrupted runs, by packing; filled on first use."""
-    return {}
-
-
-@pytest.fixture
-def uninterrupted(run: Run, whole: dict[bool, bytes], tmp_path: Path) -> Callable[[bool], bytes]:
-    def of(packing: bool) -> bytes:
-        if packing not in whole:
-            folder, _ = run(**LONG, packing=packing, cutoff_len=512, output_dir=str(tmp_path / "whole"))
-            whole[packing] = adapter(folder)
-        return whole[packing]
-
-    return of
 
 
 @pytest.mark.parametrize(("packing", "step"), [(False, 9), (True, 6)])
@@ -150,48 +58,32 @@ def test_a_run_killed_while_saving_a_checkpoint_resumes_from_the_one_before(
     assert adapter(folder) == uninterrupted(False)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_resumes_to_the_same_bytes(
-    make: Callable[..., Config], run: Run, start: Start, uninterrupted: Any
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_a_checkpoint_and_the_run_resumes_to_the_same_bytes_and_log(
+    number: signal.Signals,
+    make: Callable[..., Config],
+    run: Run,
+    start: Start,
+    uninterrupted: Any,
+    tmp_path: Path,
 ) -> None:
-    config = make(**LONG)
+    keys = {**LONG, "logging_steps": 4}  # averages over 4 steps, so that a stop falls between two log lines
+    config = make(**keys)
     victim = start(config)
-    wait_for_step(config.output_dir, 5)
-    victim.send(signal.SIGINT)
+    wait_for_step(config.output_dir, 6)
+    victim.send(number)
     assert victim.end() == 130
     assert "a checkpoint will be saved" in victim.text("out")
     err = victim.text("err")
     assert err.startswith("stopped: stopped at step") and "--resume" in err and err.count("\n") == 1
     stopped = int(err.split("step ")[1].split(";")[0])
     assert (config.output_dir / f"checkpoint-{stopped}" / "complete.json").is_file()
-    folder, lines = run(Resume(latest=True), **LONG)
+    folder, lines = run(Resume(latest=True), **keys)
     assert any(f"last completed step: {stopped}" in line for line in lines)
     assert adapter(folder) == uninterrupted(False)
-
-
-@pytest.fixture(scope="module")
-def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("finished") / "run"
-
-
-@pytest.fixture
-def finished(run: Run, finished_store: Path, tmp_path: Path) -> Path:
-    """An own copy, under `tmp_path/run`, of a finished run of 8 steps with checkpoints at 4 and 8."""
-    if not finished_store.exists():
-        folder, _ = run()
-        shutil.copytree(folder, finished_store)
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    shutil.copytree(finished_store, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(bytes(data))
+    alone, _ = run(**keys, output_dir=str(tmp_path / "alone"))
+    losses = [[log["loss"] for log in logged(each) if "loss" in log] for each in (folder, alone)]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
 
 
 def test_resume_without_a_checkpoint_starts_fresh_and_says_so(run: Run, finished: Path, tmp_path: Path) -> None:
