@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from rectune.config import Config, parse_config
 from rectune.errors import ConfigError, ModelError
 from rectune.measure.classification import probability
-from rectune.model.answers import head_weight, hidden_at, label_logits
+from rectune.model.answers import classification_weight, head_weight, hidden_at, label_logits
 from rectune.model.classifier import for_answers, with_classification_head
 from rectune.model.load import load_model
 from rectune.model.lora import ADAPTER_FILE
@@ -106,6 +106,31 @@ def test_a_head_trains_in_every_layout_and_scores_as_it_did(option: dict[str, An
     report = evaluate(folder, [], "validation", "logits", True, said.append, QUIET).report
     assert "check: largest difference from the scores during training, row by row: 0 in log-odds" in said
     assert report["models"]["tuned"]["metrics"] != report["models"]["untuned"]["metrics"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"use_qlora": True},
+        {"init_lora_weights": "pissa", "loraplus_lr_ratio": 4.0, "class_weights": "balanced"},
+        {"bf16": True, "gradient_checkpointing": True, "lora_layers": "upper_half", "focal_gamma": 1.0},
+    ],
+    ids=str,
+)
+def test_a_head_trains_beside_every_other_option(option: dict[str, Any], run: Run) -> None:
+    if option.get("use_qlora"):
+        pytest.importorskip("bitsandbytes")
+    folder, _ = run(**{**CLASSIFIER, "max_steps": 2}, **option)
+    saved = load_file(folder / ADAPTER_FILE)
+    opened = open_run(folder, [], silent)
+    assert saved[HEAD_KEY].dtype == torch.float32
+    said: list[str] = []
+    evaluate(folder, [], "validation", "logits", True, said.append, QUIET)
+    assert "check: largest difference from the scores during training, row by row: 0 in log-odds" in said
+    with opened.model.disable_adapter():
+        before = classification_weight(opened.model)
+    assert before is not None and not torch.equal(before, saved[HEAD_KEY])
+    assert torch.equal(classification_weight(opened.model), saved[HEAD_KEY])
 
 
 def test_untuned_is_the_model_with_label_words(run: Run, make: Callable[..., Config], tmp_path: Path) -> None:
