@@ -140,6 +140,17 @@ def _quantization(config: Config, dtype: torch.dtype) -> Any:
     )
 
 
+def check_head(model: Any, name: str) -> None:
+    """Refuse a model that does more than multiply to get its logits, since answers are read by multiplying.
+
+    Raises:
+        ModelError: it caps or scales them.
+    """
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, key, None) not in (None, 1, 1.0):
+            raise ModelError(f"{name}: models with {key} are not supported")
+
+
 def load_model(config: Config, say: Say) -> Loaded:
     """The base model of a configuration, frozen, on the best device, with its tokenizer.
 
@@ -191,9 +202,7 @@ def load_model(config: Config, say: Say) -> Loaded:
         ) from error
     except Exception as error:  # the libraries raise many kinds; each becomes one line
         raise _translated(config.model_name_or_path, "model", error) from error
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, key, None) not in (None, 1, 1.0):
-            raise ModelError(f"{config.model_name_or_path}: models with {key} are not supported")
+    check_head(model, config.model_name_or_path)
     for module in model.modules():
         # On CPUs with AVX-512 BF16 bitsandbytes repacks 4-bit weights at the first evaluation, with rounding, and
         # again at every save: training and scoring would then see other weights, and small layers would crash.

@@ -14,7 +14,7 @@ import torch
 from rectune.config import Config
 from rectune.errors import ModelError
 from rectune.model.device import choose_device, choose_dtype
-from rectune.model.load import Loaded, load_tokenizer, resolve_source
+from rectune.model.load import Loaded, check_head, load_tokenizer, resolve_source
 from rectune.model.lora import adapted_layers, target_names
 
 Say = Callable[[str], None]
@@ -27,7 +27,7 @@ def load_unsloth(config: Config, say: Say) -> Loaded:
     adapter would then belong to another base model.
 
     Raises:
-        ModelError: a GGUF file, which Unsloth does not read, or loading fails.
+        ModelError: a GGUF file, which Unsloth does not read, loading fails, or logits are more than products.
     """
     from unsloth import FastLanguageModel
 
@@ -54,6 +54,7 @@ def load_unsloth(config: Config, say: Say) -> Loaded:
     except Exception as error:  # the libraries raise many kinds; each becomes one line
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{config.model_name_or_path}: Unsloth cannot load it: {reason}; or backend=native") from error
+    check_head(model, config.model_name_or_path)
     attention = str(getattr(model.config, "_attn_implementation", "sdpa"))
     revision = getattr(model.config, "_commit_hash", None)
     return Loaded(model, load_tokenizer(config, say), source, revision, device, dtype, attention)
