@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rectune.config import Config
 from rectune.errors import ConfigError, ModelError, ResourceError
-from rectune.model.initial import fixed_parameters
+from rectune.model.initial import fixed_parameters, hold_start
 from rectune.model.load import load_model
 from rectune.model.lora import attach_adapter, load_adapter, parameter_line
 
@@ -126,8 +126,41 @@ def test_what_is_held_fixed_is_not_counted_as_trained(tiny_config: Make, tiny_qw
     lines = []
     for kind in ("pissa", "default"):
         model = attach(tiny_qwen3, tiny_config(**SMALL, init_lora_weights=kind))
-        lines.append(parameter_line(model, fixed_parameters(model) if kind == "pissa" else 0).split(" of ")[0])
+        lines.append(parameter_line(model, fixed_parameters(model)).split(" of ")[0])
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_where_it_started_stays_to_the_bit_whatever_the_optimiser(
+    bits: int, tiny_config: Make, tmp_path: Path, qwen3_tokenizer: Any
+) -> None:
+    optim = pytest.importorskip("bitsandbytes").optim
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(3)
+    # Matrices of at least 4,096 numbers: smaller ones keep their moments in 32 bits.
+    wide = Qwen3Config(
+        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=32,
+    )  # fmt: skip
+    Qwen3ForCausalLM(wide).save_pretrained(tmp_path)
+    config = tiny_config(**{**SMALL, "lora_rank": 32}, init_lora_weights="pissa")
+    model = attach(tmp_path, config)
+    optimizer = optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, optim_bits=bits)
+    hold_start(model, optimizer)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    before = [layer.lora_A["default"].weight.detach().clone(), layer.lora_B["default"].weight.detach().clone()]
+    for _ in range(4):
+        model(input_ids=IDS, labels=IDS.flip(0)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    kinds = {optimizer.state[value]["state1"].dtype for value in after}
+    assert kinds == {torch.uint8 if bits == 8 else torch.float32}
+    for then, now, dim in zip(before, after, (0, 1), strict=True):
+        (trained, fixed), (first, start) = now.chunk(2, dim=dim), then.chunk(2, dim=dim)
+        assert torch.equal(fixed, start)
+        assert not torch.equal(trained, first)
 
 
 def test_more_directions_than_a_layer_has_are_refused(tiny_config: Make, tiny_qwen3: Path) -> None:

@@ -61,8 +61,8 @@ def _main_directions(weight: torch.Tensor, rank: int, kind: str) -> tuple[torch.
     return left * values.sqrt(), values.sqrt()[:, None] * right.T
 
 
-def _fix_second_half(parameter: torch.nn.Parameter, dim: int) -> None:
-    """Let no gradient reach the second half along a dimension; AdamW then leaves it as it is, to the bit."""
+def _no_gradient_for_second_half(parameter: torch.nn.Parameter, dim: int) -> None:
+    """Keep the second half along a dimension out of the gradient, its norm and the optimiser's moments."""
     half = parameter.shape[dim] // 2
 
     def without(gradient: torch.Tensor) -> torch.Tensor:
@@ -98,16 +98,41 @@ def start_from_base(adapted: Any, kind: str) -> None:
             left, right = (half / layer.scaling["default"] ** 0.5 for half in (left, right))
         down.copy_(torch.cat([right, right]))
         up.copy_(torch.cat([left, -left], dim=1))
-        _fix_second_half(down, 0)
-        _fix_second_half(up, 1)
+        _no_gradient_for_second_half(down, 0)
+        _no_gradient_for_second_half(up, 1)
+        layer.holds_start = True
+
+
+def _fixed_halves(adapted: Any) -> list[torch.Tensor]:
+    """Views of the halves of the adapter's matrices that hold where `start_from_base` started; none elsewhere."""
+    found = []
+    for _, layer in _layers(adapted):
+        if getattr(layer, "holds_start", False):
+            down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+            found += [down.chunk(2, dim=0)[1], up.chunk(2, dim=1)[1]]
+    return found
 
 
 def fixed_parameters(adapted: Any) -> int:
-    """How many parameters of an adapter from `start_from_base` stay as they started."""
-    return sum(
-        layer.lora_A["default"].weight.numel() // 2 + layer.lora_B["default"].weight.numel() // 2
-        for _, layer in _layers(adapted)
-    )
+    """How many parameters of an adapter stay as they started."""
+    return sum(half.numel() for half in _fixed_halves(adapted))
+
+
+def hold_start(adapted: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Put the fixed halves back after every step: moments in 8 bits have no exact zero and move them a little."""
+    kept: list[torch.Tensor] = []
+
+    def before(*_: Any) -> None:
+        if not kept:  # at the first step, when a checkpoint's adapter is in place
+            kept.extend(half.clone() for half in _fixed_halves(adapted))
+
+    def after(*_: Any) -> None:
+        for half, start in zip(_fixed_halves(adapted), kept, strict=True):
+            half.copy_(start)
+
+    if fixed_parameters(adapted):
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
 
 
 def _unquantised(source: str, revision: str | None) -> dict[str, Path]:

@@ -58,7 +58,6 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
     """
     from transformers import set_seed
 
-    fixed = 0
     set_seed(config.seed)  # before the adapter: its initial values are drawn from the seed
     if config.adapter_name_or_path is not None:
         say(f"adapter: going on from {config.adapter_name_or_path}")
@@ -78,7 +77,6 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
         model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
         kind = config.init_lora_weights
         if kind in FROM_BASE:
-            fixed = fixed_parameters(model)
             say(
                 f"adapter: {kind} trains the {config.lora_rank} main directions of each layer; the adapter also holds "
                 f"where they started, and so is plain LoRA of rank {held_rank(config)} on the unchanged base"
@@ -87,5 +85,5 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
             say("adapter: loftq starts at what the 4-bit base has lost, as far as the rank holds it")
     if config.gradient_checkpointing and config.backend != UNSLOTH:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    say(f"adapter: {parameter_line(model, fixed)}")
+    say(f"adapter: {parameter_line(model, fixed_parameters(model))}")
     return model

@@ -24,6 +24,7 @@ from rectune.measure.classification import classification_metrics, confusion, pr
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
 from rectune.model.attention import attention_mask
+from rectune.model.initial import hold_start
 from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
@@ -169,6 +170,7 @@ class AnswerTrainer(Trainer):
                 **values,
             )
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        hold_start(self.model, optimizer)
         return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
