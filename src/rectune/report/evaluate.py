@@ -34,7 +34,7 @@ from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run
 from rectune.score.score import OWN, TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
 from rectune.train.publish import VALIDATION_PREDICTIONS
-from rectune.train.start import HISTORY
+from rectune.train.start import DIAGNOSIS, HISTORY
 
 Say = Callable[[str], None]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -164,6 +164,22 @@ def _log_history(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
+def _diagnosis(folder: Path) -> list[dict[str, Any]]:
+    """What was found wrong with a run's training; nothing where it left no file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = folder / "logs" / DIAGNOSIS
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return [{key: each[key] for key in ("code", "step", "severity", "message", "advice")} for each in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: damaged ({_short(error)}); remove it to leave the diagnosis out") from error
+
+
 def evaluate(
     folder: Path,
     overrides: list[str],
@@ -191,7 +207,7 @@ def evaluate(
     """
     others = read_beside(folder, beside, split)
     run = open_run(folder, overrides, say)
-    history = _log_history(run.folder)
+    history, diagnosis = _log_history(run.folder), _diagnosis(run.folder)
     data = open_data(run, say)
     rows = split_rows(run, data, split)
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
@@ -229,11 +245,15 @@ def evaluate(
         out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
         cuts=slices_of(data, rows),
         calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend), beside=added,
+        diagnosis=diagnosis,
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
     console.print(report["verdict"], highlight=False)
     for note in report["notes"]:
         console.print(note, highlight=False)
+    for each in diagnosis:
+        if each["severity"] != "info":
+            console.print(f"In training, step {each['step']}: {each['message']}; {each['advice']}", highlight=False)
     return Evaluation(report, run.folder / f"{name}.html")
 
 

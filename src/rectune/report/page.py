@@ -34,6 +34,7 @@ class PageContent:
         disagreements: as from `report.compare.disagreements`.
         rival: the model that the tuned one disagrees with there.
         how_made: what → how, in order: config, data hash, versions, command, rows, settings.
+        diagnosis: what was found wrong with the training, as `logs/diagnosis.json` has it.
         notes: sentences under the verdict.
         level: of the intervals in `rows`.
     """
@@ -48,6 +49,7 @@ class PageContent:
     disagreements: Sequence[Mapping[str, Any]] = ()
     rival: str = "untuned"
     how_made: Mapping[str, str] = field(default_factory=dict)
+    diagnosis: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     level: float = 0.95
 
@@ -179,6 +181,16 @@ def _disagreements(rows: Sequence[Mapping[str, Any]], rival: str) -> str:
     )
 
 
+def _diagnosis(findings: Sequence[Mapping[str, Any]]) -> str:
+    """A list: step and severity of each finding, what was seen, what to change."""
+    items = "".join(
+        f"<li>{_text(each['severity'])}, step {int(each['step']):,}: {_text(each['message'])}. "
+        f"<em>{_text(each['advice'])}</em></li>"
+        for each in findings
+    )
+    return f"<ul>{items}</ul>"
+
+
 def _section(heading: str, body: str) -> str:
     return f"<section><h2>{escape(heading)}</h2>{body}</section>\n" if body else ""
 
@@ -209,6 +221,7 @@ def render_page(content: PageContent) -> str:
             _tables(content.frozen, content.shown, content.level) if content.frozen else "",
         )
         + _section("Figures", f'<div class="figures">{figures}</div>' if figures else "")
+        + _section("Diagnosis of the training", _diagnosis(content.diagnosis) if content.diagnosis else "")
         + _section("Slices", _slices(content.slices) if content.slices else "")
         + _section(
             "Disagreements",

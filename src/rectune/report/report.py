@@ -273,6 +273,7 @@ def write_report(
     cuts: Mapping[str, Cut] | None = None,
     calibration: Calibration = _NOTHING_FITTED,
     beside: Sequence[str] = (),
+    diagnosis: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
@@ -295,13 +296,14 @@ def write_report(
         cuts: name → slices of the rows to measure in.
         calibration: what is in the tuned model's log-odds.
         beside: names among `predictions` that are other runs, no baselines.
+        diagnosis: what was found wrong with the training.
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),
         models (name → metrics, intervals, confusion, and generated where answers were), paired_differences
         ("tuned - name" → metric → difference, low, high, p_value), frozen (models and paired_differences of the frozen
-        histories), calibration, slices, baselines, beside, counts (improvements and so on; None without both models)
-        and how_made.
+        histories), calibration, slices, baselines, beside, counts (improvements and so on; None without both models),
+        diagnosis and how_made.
 
     Raises:
         DataError: a frame without rows or columns, or frames whose rows differ.
@@ -333,6 +335,7 @@ def write_report(
         "baselines": dict(baselines or {}),
         "beside": list(beside),
         "counts": None,
+        "diagnosis": list(diagnosis),
         "how_made": dict(how_made),
     }
     if frozen:
@@ -369,6 +372,7 @@ def write_report(
                 **how_made,
                 **_told(report["baselines"]),
             },
+            diagnosis=report["diagnosis"],
             notes=report["notes"],
             level=level,
         )

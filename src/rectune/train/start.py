@@ -21,6 +21,8 @@ BEST = "best"
 KEPT = "kept"
 """Folder of a checkpoint that holds the best adapter as it was then, so that a resumed run can put it back."""
 HISTORY = "log_history.json"
+DIAGNOSIS = "diagnosis.json"
+"""What was found wrong with a run, in its folder for logs."""
 _EXTRA = "extra_epochs.json"
 """Where --extra-epochs were trained: the epochs first asked for, and how many were added."""
 

@@ -172,6 +172,7 @@ def _train(
     from transformers import TrainerState
 
     from rectune.train.batches import TrainingCollator
+    from rectune.train.checkup import Checkup, facts_of
     from rectune.train.not_finite import BatchNames
     from rectune.train.stopping import Interrupted
     from rectune.train.trainer import Validation
@@ -250,6 +251,8 @@ def _train(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
         start.step + 1 if start else None, keep, transcript, console,
     )  # fmt: skip
+    facts = facts_of(config, trees, held_out, len(set(data.users(held_out.rows))), planned)
+    checkup = Checkup(run / "logs", facts, say, lambda: signals.stopped)
     trainer = trainer_of(config)(
         verbalizer=prompts.verbalizer,
         attention=loaded.attention,
@@ -269,7 +272,7 @@ def _train(
         eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
         data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
         processing_class=loaded.tokenizer,
-        callbacks=called.all(*watchers, signals),
+        callbacks=called.all(checkup, *watchers, signals),
     )
     done = None
     if start is not None:
@@ -285,6 +288,7 @@ def _train(
             with shortages(loaded.device.type):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
+            checkup.look(trainer.state.log_history, silent=True)
             raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
         finally:
             called.close()
