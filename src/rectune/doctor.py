@@ -20,6 +20,7 @@ from rectune.wheels import SMOLLM2, WIDEDEEP
 _OPTIONAL = {
     "bitsandbytes": ("QLoRA and 8-bit loading", "pip install bitsandbytes"),
     "flash_attn": ("FlashAttention 2, on Ampere cards and newer", "pip install flash-attn --no-build-isolation"),
+    "optuna": ("rectune sweep", "pip install optuna"),
     "trl": ("the trl backend and its benchmark", "pip install trl"),
 }
 _HUB_TIMEOUT = 3.0

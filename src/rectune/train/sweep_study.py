@@ -68,7 +68,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ResourceError("sweep: needs Optuna, which is not installed: pip install 'rectune[sweep]'") from error
+        raise ResourceError("sweep: needs Optuna, which is not installed: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
