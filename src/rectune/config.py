@@ -117,6 +117,10 @@ class Config(BaseModel):
     """Stream layout: what stands between an item and its answer."""
     window_overlap: float = Field(0.25, ge=0, lt=1)
     """Stream layout: share of a window that may repeat earlier events as history, without their answers."""
+    history_drop: float = Field(0.0, ge=0, lt=1)
+    """Training only: chance that an event is left out of a history (of all later ones in a stream, but still asked)."""
+    history_shuffle: float = Field(0.0, ge=0, le=1)
+    """Training only, pointwise layout: chance that a prompt's history is in random order."""
     shuffle_moments: bool = False
     """Stream layout: train with events of one timestamp in random order, drawn once with the seed."""
     history_shows: Literal["rating", "label", "nothing"] = "rating"

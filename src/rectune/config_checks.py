@@ -55,6 +55,11 @@ def cross_checks(config: Config) -> list[str]:
         if len(set(config.report_to)) < len(config.report_to):
             problems.append(f"report_to: got {config.report_to!r}, which names one twice; name each once")
     if config.layout == "stream":
+        if config.history_shuffle:
+            problems.append(
+                f"history_shuffle: got {config.history_shuffle} beside layout: stream, where an event is asked about "
+                "in its place and would see later ones; use history_drop, shuffle_moments, or layout=pointwise"
+            )
         if config.prompt_format == "instruction":
             problems.append(
                 f"prompt_format: got {config.prompt_format!r} beside layout: stream, allowed: chat, completion, "

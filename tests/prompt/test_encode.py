@@ -14,6 +14,7 @@ import pytest
 from rectune.config import Config
 from rectune.data.folder import history_slices
 from rectune.errors import DataError, ModelError
+from rectune.prompt.augment import Augment
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import cache_key, clear_cache, encode, sample_rows, split_sample
 from rectune.prompt.layouts import prompts_for
@@ -97,16 +98,16 @@ def test_whatever_changes_a_prompt_changes_the_key(
     known.add(cache_key(config, "other data", tiny_pieces, rows))
     known.add(cache_key(config, "hash", tiny_pieces, np.arange(6)))
     known.add(cache_key(config, "hash", tiny_pieces, np.array([0, 1, 2, 4, 3])))
-    known.add(cache_key(config, "hash", tiny_pieces, rows, shuffled=True))
-    known.add(cache_key(config.with_overrides(seed=7), "hash", tiny_pieces, rows, shuffled=True))
+    augments = [Augment(42, True), Augment(7, True), Augment(42, drop=0.1), Augment(42, shuffle=0.1)]
+    known |= {cache_key(config, "hash", tiny_pieces, rows, augment) for augment in augments}
     template = qwen3_tokenizer.chat_template
     monkeypatch.setattr(qwen3_tokenizer, "chat_template", template + " ")
     known.add(cache_key(config, "hash", tiny_pieces, rows))
     monkeypatch.setattr(qwen3_tokenizer, "chat_template", template)
-    assert len(known) == len(changes) + 7
+    assert len(known) == len(changes) + len(augments) + 5
     unrelated = config.with_overrides(learning_rate=0.5, output_dir="elsewhere", seed=7)
     assert cache_key(unrelated, "hash", tiny_pieces, rows) in known
-    assert len(known) == len(changes) + 7
+    assert len(known) == len(changes) + len(augments) + 5
 
 
 def test_a_shipped_text_that_is_reworded_changes_the_key(

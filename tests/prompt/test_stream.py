@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rectune.config import Config, parse_config
 from rectune.errors import ConfigError, DataError, ModelError
+from rectune.prompt.augment import Augment
 from rectune.prompt.encode import EventHistories, encode_stream, sample_rows
 from rectune.prompt.events import Event
 from rectune.prompt.layouts import prompts_for
@@ -366,7 +367,7 @@ def test_shuffled_events_stay_inside_their_moments_and_are_answered_once(tiny_pi
         histories = EventHistories(events, catalog_of([f"f{at}" for at in range(99)]), config)
         rows = events.rows(named=True)
         asked = np.array([at for at in range(len(rows)) if at % 4])
-        trees = encode_stream(prompts, histories, events, asked, 0.25, shuffle_seed=seed)
+        trees = encode_stream(prompts, histories, events, asked, 0.25, augment=Augment(seed, moments=True))
         assert sorted(trees.rows.tolist()) == asked.tolist()
         orders.add(tuple(trees.rows.tolist()))
         index = 0
@@ -394,7 +395,7 @@ def test_shuffled_events_stay_inside_their_moments_and_are_answered_once(tiny_pi
                     assert whole <= set(shown)
                 assert trees.labels[index] == rows[row]["label"]
                 index += 1
-        again = encode_stream(prompts, histories, events, asked, 0.25, shuffle_seed=seed)
+        again = encode_stream(prompts, histories, events, asked, 0.25, augment=Augment(seed, moments=True))
         assert again.tokens.tolist() == trees.tokens.tolist() and again.rows.tolist() == trees.rows.tolist()
     assert len(orders) > 6
 

@@ -181,6 +181,17 @@ def test_every_path_of_the_example_is_the_plain_prompt_written_by_hand() -> None
     ]
 
 
+def test_a_hidden_event_is_asked_about_on_a_branch_and_seen_by_no_later_one() -> None:
+    hidden = np.array([False, True, False, False, True])
+    trees = lay_windows(TWO, whole(0, 1, 2, 3, 4), PIECES, HEAD, LABELS, PRIOR, 64, 0.0, suffix_room=0, hidden=hidden)
+    # head, A yes, C yes; then the branches B and C behind A, and D behind C.
+    assert trees.tree_tokens(0).tolist() == [90, 91, 10, 81, 89, 30, 81, 89, 20, 21, 30, 40, 41]
+    assert trees.answer_at.tolist() == [2, 9, 10, 12, 2]
+    assert trees.branch_at.tolist() == [8, 10, 11, 2]
+    assert trees.branch_fork.tolist() == [5, 5, 8, 2]
+    assert trees.rows.tolist() == [0, 1, 2, 3, 4] and trees.labels.tolist() == [1, 0, 1, 0, 1]
+
+
 def test_only_asked_events_are_answered() -> None:
     trees = laid([2, 3], 64)
     assert trees.tree_tokens(0).tolist() == [90, 91, 10, 81, 89, 20, 21, 80, 89, 30, 81, 89, 30, 40, 41]
@@ -245,10 +256,13 @@ def test_paths_are_head_then_strictly_earlier_events_then_the_own_line(
     pieces += [[5000 + 10 * at + step for step in range(size)] for at, size in enumerate(chain(*suffixes))]
     ends = [firsts[at] + moments[user_of[at]].index(moment[at]) for at in range(total)]
     asked = sorted(data.draw(st.sets(st.integers(0, total - 1), min_size=1)))
+    hidden = np.zeros(total, dtype=bool)
+    hidden[sorted(data.draw(st.sets(st.integers(0, total - 1))))] = True
     head_ids = list(range(head))
     trees = lay_windows(
         timelines(firsts, ends, list(range(total)), list(range(total, 2 * total)), pieces), whole(*asked), pieces,
         head_ids, np.arange(total) % 2, np.arange(total) / 8, head + room, overlap, suffix_room=0,
+        hidden=hidden,
     )  # fmt: skip
     assert trees.rows.tolist() == asked
     assert trees.labels.tolist() == [at % 2 for at in asked]
@@ -259,7 +273,9 @@ def test_paths_are_head_then_strictly_earlier_events_then_the_own_line(
         shown = int(trees.shown_from[index])
         assert firsts[at] <= shown <= ends[at]
         earlier = [
-            other for other in range(shown, total) if user_of[other] == user_of[at] and moment[other] < moment[at]
+            other
+            for other in range(shown, total)
+            if user_of[other] == user_of[at] and moment[other] < moment[at] and not hidden[other]
         ]
         wanted = [*head_ids, *(token for other in earlier for token in pieces[other] + pieces[total + other])]
         assert plain.tree_tokens(index).tolist() == wanted + pieces[at]

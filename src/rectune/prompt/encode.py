@@ -32,6 +32,7 @@ from rectune.data.columns import (
 from rectune.data.folder import history_slices
 from rectune.errors import DataError
 from rectune.files import atomic_path, hash_file, hash_text, write_text
+from rectune.prompt.augment import NOTHING, Augment
 from rectune.prompt.events import Event
 from rectune.prompt.layouts import Prompts
 from rectune.prompt.pieces import Pieces
@@ -194,7 +195,7 @@ def encode_stream(
     events: pl.DataFrame,
     rows: npt.NDArray[np.int64],
     overlap: float,
-    shuffle_seed: int | None = None,
+    augment: Augment = NOTHING,
 ) -> Trees:
     """Trees of the stream layout over these events: windows of their users' timelines.
 
@@ -204,7 +205,7 @@ def encode_stream(
         events: all events, sorted by user and position.
         rows: int64 [n]; the events that are asked about, ascending.
         overlap: share of a window that a user's later windows repeat as history.
-        shuffle_seed: puts events of one moment in random order; None keeps theirs.
+        augment: what training changes: events of one moment in random order, events hidden from later ones.
 
     Returns:
         Each row is answered once; without shuffling, answers come in the order of the rows.
@@ -215,8 +216,8 @@ def encode_stream(
     first = place - position
     history_end = first + events[HISTORY_END].to_numpy().astype(np.int64)
     order = place
-    if shuffle_seed is not None:
-        order = np.lexsort((np.random.default_rng(shuffle_seed).random(len(place)), history_end))
+    if augment.moments:
+        order = np.lexsort((np.random.default_rng(augment.seed).random(len(place)), history_end))
     titles, line = _distinct(histories.titles)
     outcomes, suffix = _distinct(list(zip(histories.ratings, histories.labels, strict=True)))
     texts = [*map(prompts.line, titles), *(prompts.suffix(Event("", *outcome)) for outcome in outcomes)]
@@ -235,11 +236,14 @@ def encode_stream(
         prompts.cutoff_len,
         overlap,
         prompts.suffix_room(),
+        augment.hidden(len(place)),
     )
 
 
-def encode_pointwise(prompts: PointwisePrompts, histories: EventHistories, rows: npt.NDArray[np.int64]) -> Trees:
-    """Trees of the pointwise layout for these events, one each, in their order.
+def encode_pointwise(
+    prompts: PointwisePrompts, histories: EventHistories, rows: npt.NDArray[np.int64], augment: Augment = NOTHING
+) -> Trees:
+    """Trees of the pointwise layout for these events, one each, in their order, their histories as augmented.
 
     Raises:
         DataError: a prompt does not fit `cutoff_len` even without history.
@@ -252,8 +256,9 @@ def encode_pointwise(prompts: PointwisePrompts, histories: EventHistories, rows:
     _check_sample(prompts, histories, rows)
     chunks: list[npt.ArrayLike] = []
     shown_from = histories.starts[rows].copy()
+    shown = augment.histories(histories.starts[rows], histories.stops[rows])
     for index, row in enumerate(rows.tolist()):
-        history = [cached[at] for at in range(histories.starts[row], histories.stops[row])]
+        history = [cached[at] for at in shown[index].tolist()]
         prompt = prompts.build(history, histories.titles[row])
         chunks.append(np.array(prompt.tokens, dtype=np.int32))
         shown_from[index] += prompt.dropped
@@ -261,12 +266,11 @@ def encode_pointwise(prompts: PointwisePrompts, histories: EventHistories, rows:
 
 
 def cache_key(
-    config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64], shuffled: bool = False
+    config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64], augment: Augment = NOTHING
 ) -> str:
     """What the trees depend on, hashed: data, rows, tokenizer, template, prompt keys and texts, the file's format."""
     values = {key: getattr(config, key) for key in PROMPT_KEYS} | {"texts": asdict(texts_for(config))}
-    if shuffled:
-        values["shuffled with seed"] = config.seed
+    values |= augment.key()
     return hash_text(
         _FORMAT,
         __version__,
@@ -326,8 +330,8 @@ def encode(
     """
     if len(rows) == 0:
         raise DataError("no events to encode: this split is empty; prepare with more users or a lower history_len")
-    shuffle = training and config.layout == "stream" and config.shuffle_moments
-    key = cache_key(config, content_hash, prompts.pieces, rows, shuffle)
+    augment = Augment.of(config) if training else NOTHING
+    key = cache_key(config, content_hash, prompts.pieces, rows, augment)
     path = config.preprocessing_cache_dir / f"{key}.safetensors"
     if path.exists():
         trees = _load(path)
@@ -338,10 +342,9 @@ def encode(
     _, prior = prior_of(config, events, catalog, content_hash, say)
     histories = EventHistories(events, catalog, config, prior)
     if isinstance(prompts, StreamPrompts):
-        seed = config.seed if shuffle else None
-        trees = encode_stream(prompts, histories, events, rows, config.window_overlap, seed)
+        trees = encode_stream(prompts, histories, events, rows, config.window_overlap, augment)
     else:
-        trees = encode_pointwise(prompts, histories, rows)
+        trees = encode_pointwise(prompts, histories, rows, augment)
         shortened = int((trees.shown_from > histories.starts[rows]).sum())
         if shortened:
             say(

@@ -111,6 +111,7 @@ def lay_windows(
     cutoff_len: int,
     overlap: float,
     suffix_room: int,
+    hidden: npt.NDArray[np.bool_] | None = None,
 ) -> Trees:
     """Trees of all windows over the asked events.
 
@@ -123,6 +124,8 @@ def lay_windows(
         cutoff_len: longest tree in tokens.
         overlap: share of the room that a later window repeats as history.
         suffix_room: tokens of the longest suffix that there can be.
+        hidden: bool [events]; places of events that no later one sees: each is off the trunk, and where it is asked
+            about a branch. Windows are cut as if nothing were hidden, and are then shorter than they could be.
 
     Raises:
         DataError: a line does not fit beside the head.
@@ -149,7 +152,8 @@ def lay_windows(
                 f"cutoff_len: got {cutoff_len}, but an item's line needs {needed} tokens with no history at all; "
                 f"set cutoff_len={needed} or more, or shorten the texts"
             ) from error
-    return _trees(timelines, asked, windows, [head, *pieces], labels, prior)
+    visible = np.ones(len(lines), dtype=bool) if hidden is None else ~hidden
+    return _trees(timelines, asked, windows, [head, *pieces], labels, prior, visible)
 
 
 def _trees(
@@ -159,6 +163,7 @@ def _trees(
     pieces: list[list[int]],
     labels: npt.NDArray[np.integer],
     prior: npt.NDArray[np.floating],
+    visible: npt.NDArray[np.bool_],
 ) -> Trees:
     """Put windows together from pieces, the head being piece 0: pure gathers, no loop over events."""
     starts = np.array([window.start for window in windows], dtype=np.int64)
@@ -167,17 +172,19 @@ def _trees(
     high = np.array([window.answers.stop for window in windows], dtype=np.int64)
     tree_of = np.repeat(np.arange(len(windows)), high - low)  # of each answer
     history_end = timelines.history_end[asked]
-    on_trunk = (asked == history_end) & (asked < stops[tree_of])
+    on_trunk = (asked == history_end) & (asked < stops[tree_of]) & visible[asked]
+    shown = np.flatnonzero(visible)  # places of the events that trunks are made of
+    rank = starts_of(visible.astype(np.int64))  # how many of these stand before each place
 
     # Piece numbers of every tree: head, then line and suffix of each trunk event, then the branches' lines.
     branch_counts = np.bincount(tree_of[~on_trunk], minlength=len(windows))
-    counts = 1 + 2 * (stops - starts) + branch_counts
+    lengths = rank[stops] - rank[starts]
+    counts = 1 + 2 * lengths + branch_counts
     piece_offsets = starts_of(counts)
     sequence = np.zeros(piece_offsets[-1], dtype=np.int64)
-    lengths = stops - starts
     trunk_offsets = starts_of(lengths)
     within = np.arange(trunk_offsets[-1]) - np.repeat(trunk_offsets[:-1], lengths)
-    trunk_events = within + np.repeat(starts, lengths)
+    trunk_events = shown[within + np.repeat(rank[starts], lengths)]
     places = np.repeat(piece_offsets[:-1] + 1, lengths) + 2 * within
     sequence[places] = 1 + timelines.line[trunk_events]
     sequence[places + 1] = 1 + timelines.suffix[trunk_events]
@@ -192,9 +199,9 @@ def _trees(
     offsets = piece_ends[piece_offsets]
     answer_piece = np.empty(len(asked), dtype=np.int64)
     trunk_trees = tree_of[on_trunk]
-    answer_piece[on_trunk] = piece_offsets[trunk_trees] + 1 + 2 * (asked[on_trunk] - starts[trunk_trees])
+    answer_piece[on_trunk] = piece_offsets[trunk_trees] + 1 + 2 * (rank[asked[on_trunk]] - rank[starts[trunk_trees]])
     answer_piece[~on_trunk] = branch_places
-    fork_piece = piece_offsets[branch_trees] + 1 + 2 * (history_end[~on_trunk] - starts[branch_trees])
+    fork_piece = piece_offsets[branch_trees] + 1 + 2 * (rank[history_end[~on_trunk]] - rank[starts[branch_trees]])
     rows = timelines.order[asked]
     return Trees(
         tokens=flat[gathered],

@@ -75,6 +75,7 @@ GROUPS = (
     Group("refused", "the model would be asked otherwise than it has been trained so far", (
         "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header",
         "candidate_header", "question", "stream_header", "stream_cue", "window_overlap", "shuffle_moments",
+        "history_drop", "history_shuffle",
         "history_shows", "item_text", "item_rate_text", "prior", "item_rate_from", "item_rate_strength",
         "positive_label", "negative_label", "cutoff_len",
     )),
