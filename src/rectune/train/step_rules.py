@@ -63,19 +63,19 @@ def learning_rate_too_high(curves: Curves, facts: Facts) -> Finding | None:
     """Training makes the model worse than it was, or than a constant, or deaf.
 
     After warm-up, the median of the last lines (four or more, a third of all) lies above the first line by more than
-    two standard deviations of single lines. Or the scores have moved by more than 1 in log-odds, two evaluations (at
-    the end one) lie a quarter above the loss of the share of positives, and so does the training loss: a model that
-    overfits has a low one, and one over the whole vocabulary has at least halved. (Labels rarer than one in twenty
-    count as one in twenty there.) Or those evaluations give every prompt the same score, whatever it says: the
-    adapter's part has drowned the input.
+    three standard deviations of single lines, and by a tenth. Or the scores have moved by more than 1 in log-odds, two
+    evaluations (at the end one) lie a quarter above the loss of the share of positives, and so does the training loss:
+    a model that overfits has a low one, and one over the whole vocabulary has at least halved. (Labels rarer than one
+    in twenty count as one in twenty there.) Or those evaluations give every prompt the same score, whatever it says:
+    the adapter's part has drowned the input.
     """
     after = curves.losses[curves.steps > max(facts.warmup_steps, curves.steps[0] if len(curves.steps) else 0)]
     recent = after[-max(4, len(curves.losses) // 3) :]
     if len(recent) < 4:
         return None
-    level, scatter = float(np.median(recent)), noise(recent)
-    if level > curves.losses[0] + max(2 * scatter, 0.1 * curves.losses[0]):
-        message = f"the training loss is {level:.3f} after warm-up, and began at {curves.losses[0]:.3f}"
+    level, start = float(np.median(recent)), float(curves.losses[0])
+    if level > start + max(3 * noise(curves.losses), 0.1 * start):
+        message = f"the training loss is {level:.3f} after warm-up, and began at {start:.3f}"
         return seen("learning_rate_too_high", curves, message, slower(facts, 10))
     constant, settled = entropy(facts.validation_rate), curves.settled(facts)
     if settled and all(log.get("eval_log_odds_sd", 1.0) < DROWNED for log in settled):
@@ -83,7 +83,7 @@ def learning_rate_too_high(curves: Curves, facts: Facts) -> Finding | None:
         return seen("learning_rate_too_high", curves, message, slower(facts, 10))
     worse = all(log["eval_loss"] > 1.25 * constant and log.get("eval_log_odds_moved", 0.0) > 1 for log in settled)
     own = entropy(min(max(facts.training_rate, 0.05), 0.95))
-    if not settled or not worse or not facts.plain_loss or level <= max(1.25 * own, 0.5 * curves.losses[0]):
+    if not settled or not worse or not facts.plain_loss or level <= max(1.25 * own, 0.5 * start):
         return None
     message = (
         f"the validation loss is {settled[-1]['eval_loss']:.3f} and the training loss {level:.3f}, above "
