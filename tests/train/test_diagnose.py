@@ -180,6 +180,16 @@ def test_no_effect_is_no_movement_at_all_or_next_to_none_after_half(
     assert ("no_effect" in codes(half)) is at_half
 
 
+def test_a_run_of_a_few_steps_is_not_judged() -> None:
+    # As `--dry-run` makes it: two steps, the first of them at a rate of 0.
+    short = [
+        *({"step": at, "epoch": 0.1, "loss": 0.7, "grad_norm": 1.0} for at in (1, 2)),
+        {"step": 2, "epoch": 0.1, **GOOD, "eval_loss": 0.70, "eval_auc": 0.5, "eval_log_odds_moved": 0.0},
+        {"step": 2, "epoch": 0.1, "train_runtime": 1.0},
+    ]
+    assert codes(short, steps=2, warmup_steps=0) == set()
+
+
 def test_a_rate_is_too_high_when_the_loss_ends_above_its_start_or_above_a_constant() -> None:
     assert "learning_rate_too_high" in codes(history([0.7, *[0.8] * 19], {}, {}))
     assert "learning_rate_too_high" not in codes(history([0.7, *[0.76] * 19], {}, {}))

@@ -88,9 +88,11 @@ def underfitting(curves: Curves, facts: Facts) -> Finding | None:
     That is the prior where there is one, else the share of positives as everyone's score. No better: the best
     validation loss is less than 1 % below it, and no AUC is two standard errors above it. A calibrated model that gains
     1 % of ln 2 has log-odds with a variance of 8 x 0.007, and so an AUC of 0.57. With an AUC's standard error above
-    0.08 (some 40 events) nobody can tell.
+    0.08 (some 40 events) or fewer than six lines nobody can tell.
     """
-    if not curves.finished or not curves.evaluations or not auc_noise(curves.evaluations[-1]) <= 0.08:
+    if not curves.finished or not curves.evaluations or len(curves.losses) < 6:
+        return None
+    if not auc_noise(curves.evaluations[-1]) <= 0.08:
         return None
     known = facts.prior_loss is not None
     loss = facts.prior_loss if facts.prior_loss is not None else entropy(facts.validation_rate)

@@ -13,9 +13,9 @@ from rectune.train.not_finite import BROKEN, explain
 def exploding_gradients(curves: Curves, facts: Facts) -> Finding | None:
     """The gradient norm was more than ten times its running median, at least three times.
 
-    The median is of all lines before, at least five. Norms of healthy runs scatter by a factor of two to four, and a
-    single spike is what clipping is for. A norm must also lie above all of the first five, since that of a run which
-    has learnt its events by heart is next to nothing, and ten times as much of it is nothing too.
+    The median is of all lines before, at least five. Norms of healthy runs scatter: the largest of the demo's is six
+    times the median. A single spike is what clipping is for. A norm must also lie above all of the first five, since
+    that of a run which has learnt its events by heart is next to nothing, and ten times as much is nothing too.
     """
     norms = curves.norms
     medians = [float(np.median(norms[:at])) if at >= 5 else 0.0 for at in range(len(norms))]
@@ -46,14 +46,16 @@ def not_a_number(curves: Curves, facts: Facts) -> Finding | None:
 def no_effect(curves: Curves, facts: Facts) -> Finding | None:
     """The scores are those of the model before training.
 
-    Equal to the last digit at any evaluation, or moved by less than 0.01 in log-odds on average (0.0025 in a score of
-    one half) after half of the run.
+    Equal to the last digit at an evaluation after warm-up, or moved by less than 0.01 in log-odds on average (0.0025 in
+    a score of one half) after half of the run. Never within ten steps: the first of a warm-up has a rate of 0.
     """
     if not curves.evaluations:
         return None
     log = curves.evaluations[-1]
     moved = log.get("eval_log_odds_moved")
-    if moved is None or log["step"] == 0 or moved >= (0.01 if 2 * log["step"] >= facts.steps else 1e-12):
+    if moved is None or log["step"] <= max(facts.warmup_steps, 10):
+        return None
+    if moved >= (0.01 if 2 * log["step"] >= facts.steps else 1e-12):
         return None
     message = f"after {log['step']} steps the scores are those of the untrained model (they moved by {moved:.1e})"
     return seen("no_effect", curves, message, f"{faster(facts, 100)}; check lora_target and lora_layers")
