@@ -70,12 +70,14 @@ def test_an_untrained_head_gives_the_label_words_logits_bit_by_bit(tiny_qwen3: P
     places = torch.tensor([0, 1]), torch.tensor([19, 7])
     model = base(tiny_qwen3)
     rows = head_weight(model)[[17, 201]].clone()
+    state = torch.get_rng_state()
     with torch.inference_mode():
         words = label_logits(model, hidden_at(model, ids, *places), 17, 201)
         headed = with_classification_head(model, Words())
         found = label_logits(headed, hidden_at(headed, ids, *places), 17, 201)
     assert type(headed).__name__ == "Qwen3ForSequenceClassification"
     assert torch.equal(found, words) and torch.equal(headed.score.weight, rows)
+    assert torch.equal(torch.get_rng_state(), state)  # no random number was drawn
     # With rows the other way round the logits change places: the token ids given at scoring are not looked at.
     assert torch.equal(label_logits(headed, hidden_at(headed, ids, *places), 201, 17), words)
     assert not any(value.requires_grad or value.is_meta for value in headed.parameters())

@@ -48,9 +48,7 @@ def with_classification_head(model: Any, words: Words) -> Any:
     if not plain or found.base_model_prefix != model.base_model_prefix:
         raise ModelError(f"prompt_format: classifier: {name}'s classification head is not a plain one; {advice}")
     setattr(found, found.base_model_prefix, backbone_of(model)[1])
-    new = torch.nn.Linear(rows.shape[1], 2, bias=False, device=rows.device)
-    new.weight.data.copy_(rows)
-    setattr(found, HEAD, new)
+    getattr(found, HEAD).weight = torch.nn.Parameter(rows.clone(), requires_grad=False)
     odd = [key for key, value in found.named_parameters() if value.is_meta]
     if odd:
         raise ModelError(f"prompt_format: classifier: {name} has more to its head than a layer ({odd[0]}); {advice}")
