@@ -80,6 +80,17 @@ def test_a_step_logged_twice_keeps_its_last_value_and_missing_values_are_skipped
     assert f._values(LOG, "eval_uauc") == ([], [])
 
 
+def test_training_curves_have_a_panel_each_for_what_was_logged():
+    svg = f.training_curves(LOG)
+    for title in ("loss", "validation", "learning rate"):
+        assert f">{title}</text>" in svg
+    assert "by class" not in svg and svg.count(">step</text>") == 3
+    by_class = {"step": 20, "eval_loss_positive": 0.4, "eval_loss_negative": 0.9}
+    svg = f.training_curves([*LOG, by_class])
+    assert ">validation loss by class</text>" in svg and ">not liked</text>" in svg
+    assert svg.count(">step</text>") == 4 and "last liked 0.400, last not liked 0.900" in svg
+
+
 def test_figures_without_meaning_are_left_out():
     ones = np.ones(4, dtype=int)
     assert f.training_curves([]) is None

@@ -49,6 +49,10 @@ def test_jsonl_csv_and_tensorboard_hold_each_step_once_after_a_resume(run: Run) 
     events = EventAccumulator(str(folder / "logs"))
     events.Reload()
     tags = events.Tags()["scalars"]
+    config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "lora_rank: 16" in config and "report_to: tensorboard" in config
+    layout = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    assert b"^eval/loss$" in layout and b"^eval/predicted_positive_rate$" in layout
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/f1", "eval/accuracy"} <= set(
         tags
     )

@@ -122,22 +122,31 @@ def _values(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[fl
 
 
 def training_curves(log_history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Training and validation loss, and validation AUC, UAUC and F1, by optimiser step.
+    """Loss in training and validation, validation AUC, UAUC and F1, loss by class, and learning rate, by step.
 
     Args:
-        log_history: dicts as in the Trainer's `log_history`: step with loss, eval_loss, eval_auc, eval_uauc, eval_f1.
-            A key that is missing or None at a step is skipped there.
+        log_history: dicts as in the Trainer's `log_history`: step with loss, learning_rate, eval_loss, eval_auc,
+            eval_uauc, eval_f1, eval_loss_positive, eval_loss_negative. A key that is missing or None at a step is
+            skipped there.
 
     Returns:
         The SVG, or None when nothing was logged.
     """
-    losses = {"training": _values(log_history, "loss"), "validation": _values(log_history, "eval_loss")}
-    quality = {name: _values(log_history, f"eval_{name.lower()}") for name in ("AUC", "UAUC", "F1")}
-    losses = {name: points for name, points in losses.items() if points[0]}
-    quality = {name: points for name, points in quality.items() if points[0]}
-    panels = [(title, curves) for title, curves in (("loss", losses), ("validation", quality)) if curves]
+    keys = {
+        "loss": {"training": "loss", "validation": "eval_loss"},
+        "validation": {"AUC": "eval_auc", "UAUC": "eval_uauc", "F1": "eval_f1"},
+        "validation loss by class": {"liked": "eval_loss_positive", "not liked": "eval_loss_negative"},
+        "learning rate": {"learning rate": "learning_rate"},
+    }
+    found = {title: {name: _values(log_history, key) for name, key in of.items()} for title, of in keys.items()}
+    panels = [
+        (title, curves)
+        for title, of in found.items()
+        if (curves := {name: points for name, points in of.items() if points[0]})
+    ]
     if not panels:
         return None
+    across = min(len(panels), 2)
 
     def paint(figure: Figure) -> None:
         colours = {
@@ -146,17 +155,30 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> str | None:
             "AUC": _COLOURS["tuned"],
             "UAUC": _MORE_COLOURS[0],
             "F1": _MORE_COLOURS[1],
+            "liked": _COLOURS["tuned"],
+            "not liked": _COLOURS["untuned"],
+            "learning rate": _MORE_COLOURS[2],
         }
-        for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        grid = figure.subplots(-(-len(panels) // across), across, squeeze=False).flat
+        for (title, curves), axes in zip(panels, grid, strict=False):
             for name, (steps, values) in curves.items():
-                marker = None if name == "training" else "o"
+                marker = None if name in ("training", "learning rate") else "o"
                 axes.plot(steps, values, label=name, color=colours[name], marker=marker, markersize=4, linewidth=1.6)
             axes.set(xlabel="step", title=title)
             axes.grid(True)
-            axes.legend()
+            if len(curves) > 1 or title not in curves:
+                axes.legend()
+        for axes in grid:  # places without a panel
+            axes.remove()
 
-    last = ", ".join(f"last {name} {values[-1]:.3f}" for _, curves in panels for name, (_, values) in curves.items())
-    return _draw("training", f"Training curves by step: {last}", 4.2 * len(panels), 3.2, paint)
+    last = ", ".join(
+        f"last {name} {values[-1]:.3f}"
+        for _, curves in panels
+        for name, (_, values) in curves.items()
+        if name != "learning rate"
+    )
+    alt = f"Training curves by step: {last}"
+    return _draw("training", alt, 4.2 * across, 2.9 * -(-len(panels) // across), paint)
 
 
 def _square(figure: Figure, xlabel: str, ylabel: str) -> Any:

@@ -12,11 +12,12 @@ from rectune.report.verdict import METRIC_NAMES, Rows, percent
 
 
 class PageFigure(NamedTuple):
-    """An SVG made by `report.figures`, the sentence under it, and whether it takes a row of its own."""
+    """An SVG made by `report.figures`, the sentence under it, and whether it takes a row of its own, or two."""
 
     svg: str
     caption: str
     wide: bool = False
+    tall: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ figure { margin: 0; padding: 1rem; background: var(--card); border-radius: 8px; 
 figure h3 { font-size: .95rem; margin: 0 0 .5rem; }
 figure svg { display: block; width: 100%; height: auto; max-height: 26rem; }
 figure.wide { grid-column: 1 / -1; } figure.wide svg { min-width: 32rem; max-height: 22rem; }
+figure.tall svg { max-height: 44rem; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .5rem; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 details summary { cursor: pointer; color: var(--soft); font-size: .85rem; }
@@ -195,13 +197,19 @@ def _section(heading: str, body: str) -> str:
     return f"<section><h2>{escape(heading)}</h2>{body}</section>\n" if body else ""
 
 
+def _classes(figure: PageFigure) -> str:
+    """The attribute that gives a figure its room."""
+    names = [name for name in ("wide", "tall") if getattr(figure, name)]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
 def render_page(content: PageContent) -> str:
     """The page as one HTML document, without script or external resource; readable in light and dark, wide and narrow.
 
     Every text in `content` is escaped; the SVGs of `content.figures` are put in as they are.
     """
     figures = "".join(
-        f"<figure{' class=wide' if figure.wide else ''}><h3>{escape(name)}</h3>{figure.svg}"
+        f"<figure{_classes(figure)}><h3>{escape(name)}</h3>{figure.svg}"
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
         for name, figure in content.figures.items()
     )

@@ -133,7 +133,7 @@ def _figures(
     drawn = {
         "Training": (
             figures.training_curves(log_history),
-            "Loss and validation metrics by optimiser step.",
+            "Loss, validation metrics, validation loss by class and learning rate, by optimiser step.",
         ),
         "ROC": (
             figures.roc_curves(labels, odds),
@@ -157,7 +157,7 @@ def _figures(
         ),
     }
     return {
-        name: PageFigure(svg, caption, wide=name in ("Training", "Confusion"))
+        name: PageFigure(svg, caption, wide=name in ("Training", "Confusion"), tall=name == "Training")
         for name, (svg, caption) in drawn.items()
         if svg is not None
     }

@@ -13,7 +13,6 @@ import io
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rectune.config import Config
@@ -48,17 +47,43 @@ def check_trackers(config: Config) -> None:
             )
 
 
-def tensorboard_callback(folder: Path, purge_from: int | None) -> Any:
-    """Transformers' TensorBoard callback, writing into the run's `logs/`.
+_TOGETHER = {
+    "Loss": {
+        "training and validation": ["train/loss", "eval/loss"],
+        "validation by class": ["eval/loss_positive", "eval/loss_negative"],
+    },
+    "Quality": {
+        "AUC, UAUC and F1": ["eval/auc", "eval/uauc", "eval/f1"],
+        "precision and recall": ["eval/precision", "eval/recall"],
+        "predicted and true rate of yes": ["eval/predicted_positive_rate", "eval/positive_rate"],
+    },
+}
+"""Curves that TensorBoard's page of custom scalars draws over one another."""
+
+
+def tensorboard_callback(config: Config, first_step: int | None) -> Any:
+    """TensorBoard in the run's `logs/`: curves, related ones together, and the configuration as text.
 
     Args:
-        folder: the run's `logs/`.
-        purge_from: when resuming, the first step that will be written again.
+        config: all keys.
+        first_step: when resuming, the first step that will be written again; what was there from it on is dropped.
     """
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder), purge_step=purge_from))
+    class TensorBoard(TensorBoardCallback):
+        """Says what this run was asked for, in place of two pages of the Trainer's arguments."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.tb_writer.add_text("config", f"```\n{config.to_yaml()}```", state.global_step)
+            self.tb_writer.add_custom_scalars(
+                {
+                    part: {name: ["Multiline", [f"^{tag}$" for tag in tags]] for name, tags in charts.items()}
+                    for part, charts in _TOGETHER.items()
+                }
+            )
+
+    return TensorBoard(SummaryWriter(log_dir=str(config.output_dir / "logs"), purge_step=first_step))
 
 
 class _Whole:
@@ -189,9 +214,8 @@ def make_trackers(config: Config, first_step: int | None, say: Callable[[str], N
     made = []
     for name in config.trackers():
         if name == "tensorboard":
-            logs = config.output_dir / "logs"
-            made.append(tensorboard_callback(logs, first_step))
-            say(f"watch: tensorboard --logdir {logs}")
+            made.append(tensorboard_callback(config, first_step))
+            say(f"watch: tensorboard --logdir {config.output_dir / 'logs'}")
         else:
             make = {"wandb": wandb_callback, "mlflow": mlflow_callback, "trackio": trackio_callback}[name]
             made.append(make(config, say))

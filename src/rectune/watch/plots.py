@@ -74,7 +74,7 @@ def draw(title: str, curves: Sequence[Curve], width: int, height: int) -> Text:
     for curve in shown:
         steps, values = thin(curve.steps, curve.values, 2 * width)
         plotext.plot(steps, values, marker="braille", color=curve.colour)
-        if len(steps) <= width // 4:  # few evaluations: their places
+        if len(steps) <= 12:  # few evaluations: their places
             plotext.scatter(steps, values, marker="●", color=curve.colour)
     first = min(curve.steps[0] for curve in shown)
     last = max(curve.steps[-1] for curve in shown)
