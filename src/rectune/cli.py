@@ -23,6 +23,7 @@ from rectune.cli_options import (
     console,
     say,
 )
+from rectune.cli_plan import PLAN_EXAMPLE, plan
 from rectune.cli_prepare import PREPARE_EXAMPLE, prepare
 from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
@@ -100,6 +101,9 @@ def inspect(
         say=say,
         console=console(),
     )
+
+
+app.command(epilog=PLAN_EXAMPLE)(plan)
 
 
 @app.command(epilog="Example: rectune train demo_cpu learning_rate=2e-4   ·   rectune train demo_cpu --resume")

@@ -116,6 +116,22 @@ def load_tokenizer(config: Config, say: Say) -> Any:
         raise _translated(config.model_name_or_path, "tokenizer", error) from error
 
 
+def read_model_config(config: Config, say: Say) -> Any:
+    """The transformers configuration of a model, without its weights.
+
+    Raises:
+        ModelError, ResourceError: it is missing, damaged or out of reach.
+    """
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    source, extra = resolve_source(config.model_name_or_path, say)
+    try:
+        return AutoConfig.from_pretrained(source, revision=config.model_revision, **extra)
+    except Exception as error:  # the libraries raise many kinds; each becomes one line
+        raise _translated(config.model_name_or_path, "configuration", error) from error
+
+
 def _quantization(config: Config, dtype: torch.dtype) -> Any:
     """The bitsandbytes settings of QLoRA (Dettmers et al. 2023: NF4, double quantisation), or None."""
     bits = 4 if config.use_qlora else config.quantization_bit

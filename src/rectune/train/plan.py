@@ -1,0 +1,175 @@
+"""The plan of a run: memory by component, what fits, how long it takes; made before anything is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rectune.config import Config
+from rectune.errors import ResourceError
+from rectune.model.footprint import CUDA_CONTEXT, CUDA_SLACK, Footprint, Memory
+from rectune.model.shape import ModelShape, model_shape
+from rectune.train.remedies import Remedy, largest_batch, remedies
+from rectune.train.workload import Workload
+
+Say = Callable[[str], None]
+
+GIB = 1 << 30
+CPU_SLACK = 0.35
+"""Share of activations and workspace that glibc's malloc keeps beside what is in use (benchmarks/RESULTS.md)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to go.
+
+    Attributes:
+        device: of this computer.
+        dtype: the precision of the base model.
+        kernel: the attention kernel.
+        resident: bytes held before the model.
+        room: bytes that the run may hold, the resident ones among them.
+        said: what `room` is.
+    """
+
+    device: Any
+    dtype: Any
+    kernel: str
+    resident: int
+    room: int
+    said: str
+
+    @classmethod
+    def of(cls, config: Config, memory_gib: float | None = None) -> Machine:
+        """This machine, or with `memory_gib` a CUDA card of that memory.
+
+        Raises:
+            ConfigError, ResourceError: the precision or the kernel is not to be had.
+        """
+        import psutil
+        import torch
+
+        from rectune.model.attention import choose_attention
+        from rectune.model.device import choose_device, choose_dtype
+        from rectune.model.memory import free_bytes
+
+        if memory_gib is not None:
+            dtype = torch.float32 if config.bf16 is False else torch.bfloat16
+            dtype = torch.float16 if config.fp16 else dtype
+            said = f"a card of {memory_gib:g} GiB, as given"
+            room = int(memory_gib * GIB)
+            return cls(torch.device("cuda"), dtype, _card_kernel(config), int(CUDA_CONTEXT), room, said)
+        device, name = choose_device()
+        dtype, _ = choose_dtype(config, device)
+        kernel, _ = choose_attention(config, device, dtype)
+        if device.type == "cuda":
+            free = free_bytes(device)  # the context is in use already
+            return cls(device, dtype, kernel, int(CUDA_CONTEXT), free + int(CUDA_CONTEXT), f"free on {name}")
+        import peft  # noqa: F401  # what training will have loaded counts as resident
+        import transformers.trainer  # noqa: F401
+
+        resident = int(psutil.Process().memory_info().rss)
+        return cls(device, dtype, kernel, resident, free_bytes(device) + resident, "free in main memory")
+
+    def memory(self, config: Config, shape: ModelShape) -> Memory:
+        """The memory model of a configuration here."""
+        slack = CUDA_SLACK if self.device.type == "cuda" else CPU_SLACK
+        return Memory(config, shape, self.device.type, self.dtype.itemsize, self.kernel, self.resident, slack)
+
+
+def _card_kernel(config: Config) -> str:
+    """The kernel that a recent card would take."""
+    if config.flash_attn == "auto":
+        masked = config.packing or config.layout == "stream"
+        return "flex_attention" if masked else "sdpa"
+    return {"flex": "flex_attention", False: "eager"}.get(config.flash_attn, str(config.flash_attn))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration's memory on a machine."""
+
+    config: Config
+    shape: ModelShape
+    work: Workload
+    machine: Machine
+
+    def footprint(self, config: Config | None = None) -> Footprint:
+        """The peaks of this configuration, or of a changed one."""
+        config = config or self.config
+        training, validation = self.work.training, self.work.validation
+        if config.cutoff_len < self.config.cutoff_len:
+            training, validation = training.cut(config.cutoff_len), validation.cut(config.cutoff_len)
+        scored = None
+        if config.eval_strategy != "no":
+            scored = validation.batch(config.per_device_eval_batch_size)
+        rows = training.batch(config.per_device_train_batch_size)
+        return self.machine.memory(config, self.shape).footprint(rows, scored)
+
+    def total(self, config: Config) -> int:
+        """The peak of a configuration."""
+        return self.footprint(config).total
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the machine's memory."""
+        return self.total(self.config) <= self.machine.room
+
+    def largest_batch(self) -> int:
+        """The largest per_device_train_batch_size that fits."""
+        return largest_batch(self.config, self.total, self.machine.room, "per_device_train_batch_size")
+
+    def remedies(self) -> list[Remedy]:
+        """What would make it fit, the least harmful first."""
+        return remedies(self.config, self.total, self.machine.room)
+
+    def refusal(self) -> str:
+        """Why the run is refused, and what to change: a line, and one for each change."""
+        need, room = self.total(self.config) / GIB, self.machine.room / GIB
+        lines = [
+            f"memory: this run needs about {need:.1f} GiB and {room:.1f} GiB are there ({self.machine.said}); change "
+            "what is marked, or go on regardless with --ignore-plan"
+        ]
+        return "\n  ".join([*lines, *map(_remedy_line, self.remedies())])
+
+    def advice(self) -> str:
+        """After memory ran out: where it went, and the least change that makes room."""
+        found = self.footprint()
+        most = sorted(found.parts.items(), key=lambda part: -part[1])[:3]
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in most)
+        half = int(0.75 * found.total)  # the plan was too low, or others took memory: leave a quarter of room
+        best = next((remedy for remedy in remedies(self.config, self.total, half) if remedy.least), None)
+        change = best.written() if best is not None else "a smaller model"
+        after = f", planned at {best.total / GIB:.2f} GiB" if best is not None else ""
+        return f"planned were {found.total / GIB:.2f} GiB ({parts}); run again with {change}{after}, and --resume"
+
+
+def _remedy_line(remedy: Remedy) -> str:
+    mark = "→" if remedy.least else " "
+    return f"{mark} {remedy.written()}: {remedy.total / GIB:.2f} GiB{'' if remedy.fits else ', not enough'}"
+
+
+def make_plan(config: Config, work: Workload, machine: Machine, say: Say) -> Plan:
+    """The plan of a configuration; of the model only its configuration is read.
+
+    Raises:
+        ModelError, ResourceError: the model's configuration is missing, damaged or out of reach.
+    """
+    return Plan(config, model_shape(config, say), work, machine)
+
+
+def check_plan(plan: Plan, ignore: bool, say: Say) -> None:
+    """Say what a run will hold, in two lines, and refuse it where it cannot fit.
+
+    Raises:
+        ResourceError: it does not fit, and nobody said to go on regardless.
+    """
+    found = plan.footprint()
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.parts.items() if size >= 0.005 * GIB)
+    evaluation = f"; evaluation {found.evaluation / GIB:.2f}" if found.evaluation else ""
+    say(f"plan: {found.total / GIB:.2f} of {plan.machine.room / GIB:.2f} GiB {plan.machine.said}: {parts}{evaluation}")
+    if not plan.fits:
+        if not ignore:
+            raise ResourceError(plan.refusal())
+        say("plan: it does not fit; going on regardless, as --ignore-plan asks")
