@@ -123,14 +123,31 @@ def train(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
+    ignore_plan: Annotated[
+        bool, typer.Option("--ignore-plan", help="Go on where the plan says that the run does not fit the memory.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="A prompt, two steps, an evaluation, a save and a reload; nothing is kept."),
+    ] = False,
 ) -> None:
     """Fine-tune an adapter; the best one ends at the root of output_dir."""
     from rectune.train.start import Resume
     from rectune.train.train import train as stage
 
+    if dry_run:
+        idle = {"--resume": resume, "--resume-from-checkpoint": resume_from_checkpoint, "--overwrite": overwrite}
+        _refuse_idle({**idle, "--extra-epochs": extra_epochs, "--clear-cache": clear_cache}, "with --dry-run")
+        from rectune.train.dry_run import dry_run as rehearse
+
+        rehearse(_load(config, overrides), say, console(), ignore_plan)
+        return
     start = Resume(latest=resume, checkpoint=resume_from_checkpoint, extra_epochs=extra_epochs)
     with outlive_terminal():
-        stage(_load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite)
+        stage(
+            _load(config, overrides), say, console(), start, clear=clear_cache, overwrite=overwrite,
+            ignore_plan=ignore_plan,
+        )  # fmt: skip
 
 
 app.command(epilog=SWEEP_EXAMPLE)(sweep)

@@ -68,6 +68,29 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def reset_peak(device: torch.device) -> bool:
+    """Begin to note the peak of memory from here on; whether that can be done here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that was held since `reset_peak`: reserved on CUDA, else this process's resident memory on Linux."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM")), None)
+
+
 def bytes_per_token(config: Any, width: int) -> int:
     """What a token takes while a layer is computed, attention's matrix aside.
 

@@ -16,6 +16,10 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _QV = ("q_proj", "v_proj")
 
 
+class UnknownShape(ModelError):  # noqa: N818
+    """A model whose memory cannot be planned; it may well be trained."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder.
@@ -47,7 +51,7 @@ class ModelShape:
         """The shape of a model of the Llama family from its transformers configuration; no weight is made or read.
 
         Raises:
-            ModelError: its blocks are no such blocks.
+            UnknownShape: its blocks are no such blocks.
         """
         from transformers import AutoModelForCausalLM
 
@@ -60,7 +64,7 @@ class ModelShape:
             if isinstance(module, torch.nn.Linear)
         }
         if layers is None or any(name not in linear for name in (*_ATTENTION, "up_proj", "down_proj")):
-            raise ModelError(
+            raise UnknownShape(
                 f"{settings.model_type}: its memory cannot be planned, since its blocks are not those of the Llama "
                 "family (q_proj, k_proj, v_proj, o_proj, up_proj, down_proj)"
             )

@@ -9,7 +9,7 @@ from typing import Any
 from rectune.config import Config
 from rectune.errors import ResourceError
 from rectune.model.footprint import CUDA_CONTEXT, CUDA_SLACK, Footprint, Memory
-from rectune.model.shape import ModelShape, model_shape
+from rectune.model.shape import ModelShape, UnknownShape, model_shape
 from rectune.train.remedies import Remedy, largest_batch, remedies
 from rectune.train.workload import Workload
 
@@ -142,7 +142,13 @@ class Plan:
         best = next((remedy for remedy in remedies(self.config, self.total, half) if remedy.least), None)
         change = best.written() if best is not None else "a smaller model"
         after = f", planned at {best.total / GIB:.2f} GiB" if best is not None else ""
-        return f"planned were {found.total / GIB:.2f} GiB ({parts}); run again with {change}{after}, and --resume"
+        resumable = best is not None and _NEW_RUN.isdisjoint(best.changes)
+        how = "and --resume" if resumable else "as a new run (its checkpoints do not fit such a change)"
+        return f"planned were {found.total / GIB:.2f} GiB ({parts}); run again with {change}{after}, {how}"
+
+
+_NEW_RUN = {"cutoff_len", "use_qlora", "lora_target", "lora_rank"}
+"""Changes after which a checkpoint is no good (train/changes.py)."""
 
 
 def _remedy_line(remedy: Remedy) -> str:
@@ -150,26 +156,35 @@ def _remedy_line(remedy: Remedy) -> str:
     return f"{mark} {remedy.written()}: {remedy.total / GIB:.2f} GiB{'' if remedy.fits else ', not enough'}"
 
 
-def make_plan(config: Config, work: Workload, machine: Machine, say: Say) -> Plan:
-    """The plan of a configuration; of the model only its configuration is read.
+def planned(config: Config, work: Workload, machine: Machine, ignore: bool, say: Say) -> Plan | None:
+    """The plan of a run that is about to start, said in one line; None for a model that cannot be planned.
+
+    Args:
+        config: all keys.
+        work: its rows.
+        machine: where it runs.
+        ignore: go on where it does not fit.
+        say: prints one line.
 
     Raises:
-        ModelError, ResourceError: the model's configuration is missing, damaged or out of reach.
+        ModelError, ResourceError: the model is missing or out of reach; or the run does not fit, and `ignore` is off.
     """
-    return Plan(config, model_shape(config, say), work, machine)
-
-
-def check_plan(plan: Plan, ignore: bool, say: Say) -> None:
-    """Say what a run will hold, in two lines, and refuse it where it cannot fit.
-
-    Raises:
-        ResourceError: it does not fit, and nobody said to go on regardless.
-    """
+    try:
+        plan = Plan(config, model_shape(config, say), work, machine)
+    except UnknownShape as error:
+        say(f"plan: {error}")
+        return None
     found = plan.footprint()
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.parts.items() if size >= 0.005 * GIB)
     evaluation = f"; evaluation {found.evaluation / GIB:.2f}" if found.evaluation else ""
     say(f"plan: {found.total / GIB:.2f} of {plan.machine.room / GIB:.2f} GiB {plan.machine.said}: {parts}{evaluation}")
+    if not plan.fits and not ignore:
+        raise ResourceError(plan.refusal())
     if not plan.fits:
-        if not ignore:
-            raise ResourceError(plan.refusal())
         say("plan: it does not fit; going on regardless, as --ignore-plan asks")
+    return plan
+
+
+def planned_total(lines: list[str]) -> str | None:
+    """The GiB that a run's plan came to, from what it said; None where there was no plan."""
+    return next((line.split()[1] for line in lines if line.startswith("plan: ") and line.split()[2] == "of"), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rectune.config import Config
@@ -73,7 +73,7 @@ def _candidates(config: Config, total: Total, room: int) -> list[Changes]:
 
 
 def remedies(config: Config, total: Total, room: int) -> list[Remedy]:
-    """What each change comes to by itself, and together with others where none is enough.
+    """What each change that helps comes to by itself, and together with others where none is enough.
 
     Args:
         config: does not fit.
@@ -84,15 +84,15 @@ def remedies(config: Config, total: Total, room: int) -> list[Remedy]:
         Single changes, least harmful first; then, where none is enough, the smallest sufficient set, or all of them.
         The least that fits is marked.
     """
-    changes = _candidates(config, total, room)
-    found = []
-    for change in changes:
-        size = total(config.with_overrides(**change))
-        found.append(Remedy(change, size, size <= room))
+    now = total(config)
+    sizes = [(change, total(config.with_overrides(**change))) for change in _candidates(config, total, room)]
+    found = [Remedy(change, size, size <= room) for change, size in sizes if size < now]
     first = next((index for index, remedy in enumerate(found) if remedy.fits), None)
     if first is not None:
-        found[first] = Remedy(found[first].changes, found[first].total, True, least=True)
+        found[first] = replace(found[first], least=True)
         return found
+    # A change that gains nothing alone may do so after another (a smaller pass, once evaluation is no longer the peak).
+    changes = [change for change, _ in sizes]
     together: list[Changes] = []
     for change in changes:
         together.append(change)

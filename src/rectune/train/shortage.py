@@ -9,11 +9,16 @@ from pathlib import Path
 from rectune.errors import ResourceError
 from rectune.files import disk_problem
 from rectune.model.memory import is_out_of_memory
+from rectune.train.plan import Plan
 
 
 @contextmanager
-def shortages(device: str) -> Iterator[None]:
-    """Turn memory running out while training into one line.
+def shortages(device: str, plan: Plan | None) -> Iterator[None]:
+    """Turn memory running out while training into one line, explained from the run's plan.
+
+    Args:
+        device: where it ran out.
+        plan: says where the memory went and what to change; None where the model could not be planned.
 
     Raises:
         ResourceError: in place of the libraries' own error.
@@ -22,10 +27,15 @@ def shortages(device: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise ResourceError(
-                f"out of memory on {device}; the last checkpoint is whole. Halve per_device_train_batch_size and "
-                "double gradient_accumulation_steps, or set gradient_checkpointing=true, then run again with --resume"
-            ) from error
+            advice = (
+                plan.advice()
+                if plan is not None
+                else (
+                    "halve per_device_train_batch_size and double gradient_accumulation_steps, or set "
+                    "gradient_checkpointing=true, then run again with --resume"
+                )
+            )
+            raise ResourceError(f"out of memory on {device}; the last checkpoint is whole. {advice}") from error
         raise
 
 

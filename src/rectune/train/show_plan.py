@@ -13,8 +13,9 @@ from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.data.folder import META
 from rectune.errors import DataError, ModelError, ResourceError
-from rectune.train.plan import GIB, Machine, Plan, make_plan
+from rectune.model.shape import model_shape
 from rectune.train.pace import Pace, estimate_pace
+from rectune.train.plan import GIB, Machine, Plan
 from rectune.train.workload import Workload, bounded_workload, pack_rows, workload_of
 
 Say = Callable[[str], None]
@@ -147,10 +148,11 @@ def show_plan(
         ModelError, ResourceError: the model's configuration is missing, damaged, out of reach or of another family.
     """
     machine = Machine.of(config, memory_gib)
-    plan = make_plan(config, _workload(config, say), machine, say)
-    if memory_gib is not None and tflops is None:
-        tflops = _CARD_TFLOPS
-    pace = estimate_pace(config, plan.shape, plan.work, machine.device, machine.dtype, tflops)
+    plan = Plan(config, model_shape(config, say), _workload(config, say), machine)
+    assumed = _CARD_TFLOPS if memory_gib is not None and tflops is None else tflops
+    pace = estimate_pace(
+        config, plan.shape, plan.work, machine.device, machine.dtype, assumed, given=tflops is not None
+    )
     if as_json:
         print(json.dumps(as_record(plan, pace), indent=2))
         return plan

@@ -21,12 +21,12 @@ from rectune.errors import ConfigError, NotFinite
 from rectune.files import atomic_folder, write_json, write_text
 from rectune.lock import run_lock
 from rectune.model.classifier import for_answers
+from rectune.model.load import load_tokenizer
 from rectune.model.lora import seal_adapter
 from rectune.model.losses import loss_of
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import clear_cache, encode, split_sample
 from rectune.prompt.layouts import ends_answers, prompts_for
-from rectune.prompt.packs import pack
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
@@ -38,6 +38,7 @@ from rectune.train.backends import load_for_training, prepare_backend, trainer_o
 from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import checkpoint_folders, problem_with
 from rectune.train.halving import Halving
+from rectune.train.plan import Machine, planned
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
 from rectune.train.record import RunRecord
 from rectune.train.shortage import full_disk, shortages
@@ -56,20 +57,12 @@ from rectune.train.start import (
 )
 from rectune.train.trackers import check_trackers
 from rectune.train.transcript import Transcript
+from rectune.train.workload import pack_rows, workload_of
 
 if TYPE_CHECKING:
     from rectune.train.stopping import StopSignals
 
 Say = Callable[[str], None]
-
-
-def _packs(config: Config, trees: Trees, say: Say) -> list[list[int]]:
-    """Which trees share a row; without packing, each has its own."""
-    if not config.packing:
-        return [[index] for index in range(len(trees))]
-    packs = pack(trees.lengths + (2 if ends_answers(config) else 0), config.cutoff_len, config.seed)
-    say(f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, none lost")
-    return packs
 
 
 def _kept(config: Config, run: Path, best: int | None, say: Say) -> str:
@@ -81,6 +74,20 @@ def _kept(config: Config, run: Path, best: int | None, say: Say) -> str:
         publish(run / BEST, run, config.blend, say)
     last = next((folder for folder in checkpoint_folders(run) if problem_with(folder) is None), None)
     return what_stands(run, best, last)
+
+
+def _packs(config: Config, trees: Trees, say: Say, rehearsal: bool) -> list[list[int]]:
+    """Which trees share a row; in a rehearsal only the longest rows, as many as its steps take."""
+    packs = pack_rows(config, trees)
+    if config.packing:
+        say(
+            f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, "
+            "none lost"
+        )
+    if rehearsal:
+        rows = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+        packs = sorted(packs, key=lambda row: -int(trees.lengths[row].sum()))[:rows]
+    return packs
 
 
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
@@ -113,6 +120,8 @@ def train(
     clear: bool = False,
     overwrite: bool = False,
     watchers: Sequence[Any] = (),
+    ignore_plan: bool = False,
+    rehearsal: bool = False,
 ) -> Path:
     """Train an adapter and leave the best one, with its tokenizer and settings, at the root of `output_dir`.
 
@@ -124,6 +133,8 @@ def train(
         clear: tokenise again even where the cache holds the prompts.
         overwrite: remove a run that already lies in `output_dir`.
         watchers: callbacks of the caller's own, called after the run's.
+        ignore_plan: go on where the plan says that the run does not fit the memory.
+        rehearsal: train on the longest rows only, `max_steps` steps of them, which take the most memory.
 
     Returns:
         The run folder.
@@ -154,7 +165,7 @@ def train(
         full_disk(config.output_dir),
     ):
         begin = prepare_start(config, resume, overwrite, transcript.say)
-        return _train(begin, console, transcript, record, signals, clear, overwrite, watchers)
+        return _train(begin, console, transcript, record, signals, clear, overwrite, watchers, ignore_plan, rehearsal)
 
 
 def _train(
@@ -166,6 +177,8 @@ def _train(
     clear: bool,
     overwrite: bool,
     watchers: Sequence[Any],
+    ignore_plan: bool,
+    rehearsal: bool,
 ) -> Path:
     """Train from a beginning that was found good, under the run folder's lock."""
     from peft import load_peft_weights, set_peft_model_state_dict
@@ -187,11 +200,8 @@ def _train(
         check_same_data(start, data.content_hash)
     if clear:
         clear_cache(config, say)
-    loaded = load_for_training(config, say)
-    check_optimizer(config, loaded.device.type, say)
-    pieces = Pieces(loaded.tokenizer)
-    prompts = prompts_for(config, pieces)
-    loaded = for_answers(config, loaded, prompts.verbalizer, say)
+    machine = Machine.of(config)  # a kernel or a precision that is not to be had is said before anything is tokenised
+    prompts = prompts_for(config, Pieces(load_tokenizer(config, say)))
     trees, held_out = (
         encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
         for split in (TRAIN, VALIDATION)
@@ -202,6 +212,11 @@ def _train(
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
         f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
+    packs = _packs(config, trees, say, rehearsal)
+    plan = planned(config, workload_of(config, trees, held_out, packs), machine, ignore_plan, say)
+    loaded = load_for_training(config, say)
+    check_optimizer(config, loaded.device.type, say)
+    loaded = for_answers(config, loaded, prompts.verbalizer, say)
     stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     cache = config.preprocessing_cache_dir
     joining = fit_served(config.blend, data.events, data.catalog, data.content_hash, cache, say)
@@ -237,7 +252,6 @@ def _train(
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
     halving = Halving(config.auto_batch, say, start.folder if start else None)
-    packs = _packs(config, trees, say)
     if not begin.in_place:
         if overwrite:
             empty(run)
@@ -246,7 +260,7 @@ def _train(
     go_back(run, start)
     if start is not None:
         say_banner(start, say)
-    planned = planned_steps(config, len(packs), config.num_train_epochs)
+    last = planned_steps(config, len(packs), config.num_train_epochs)
     called = make_callbacks(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
         start.step + 1 if start else None, keep, transcript, console,
@@ -277,15 +291,15 @@ def _train(
     done = None
     if start is not None:
         trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
-        done = "its last step is reached" if start.step >= planned else None
+        done = "its last step is reached" if start.step >= last else None
         if done is None and not begin.extra:
             done = called.stopping.reason_to_stop(trainer.state.log_history)
-        trainer.state.max_steps = planned
+        trainer.state.max_steps = last
     if done is not None:
         say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
     else:
         try:
-            with shortages(loaded.device.type):
+            with shortages(loaded.device.type, plan):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
             checkup.look(trainer.state.log_history, silent=True)
