@@ -265,7 +265,7 @@ def _train(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
         start.step + 1 if start else None, keep, transcript, console,
     )  # fmt: skip
-    facts = facts_of(config, trees, held_out, len(set(data.users(held_out.rows))), planned)
+    facts = facts_of(config, trees, held_out, len(set(data.users(held_out.rows))), last)
     checkup = Checkup(run / "logs", facts, say, lambda: signals.stopped)
     trainer = trainer_of(config)(
         verbalizer=prompts.verbalizer,

@@ -1,0 +1,177 @@
+"""The plan of a run: what `rectune plan` says, what `train` refuses, and what a rehearsal finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from rectune.cli import main
+from rectune.config import Config
+from rectune.errors import ResourceError
+from rectune.model.shape import model_shape
+from rectune.train.dry_run import dry_run
+from rectune.train.plan import GIB, Machine, Plan
+from rectune.train.remedies import largest_batch, remedies
+from rectune.train.workload import bounded_workload
+
+QUIET = Console(quiet=True)
+Make = Callable[..., Config]
+
+
+def on_card(config: Config, gib: float) -> Plan:
+    return Plan(config, model_shape(config, print), bounded_workload(config), Machine.of(config, gib))
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> str:
+    """A folder with nothing but the configuration of a Qwen3 of 8 billion parameters."""
+    from transformers import Qwen3Config
+
+    Qwen3Config(
+        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path / "wide")  # fmt: skip
+    return str(tmp_path / "wide")
+
+
+def test_the_weights_of_eight_billion_parameters_are_planned_from_a_config_file_alone(wide: str, make: Make) -> None:
+    config = make(model_name_or_path=wide, use_qlora=True, lora_target="qv", bf16="auto")
+    plan = on_card(config, 24)
+    # Qwen3-8B: 8.19 billion parameters; q and v at rank 16 are 36 x 16 x (4096 + 4096 + 4096 + 1024) = 7.67 million.
+    assert plan.shape.parameters == 8_190_735_360
+    assert sum(plan.shape.adapter_sizes(config)) == 7_667_712
+    weights = plan.footprint().parts["weights"] / GIB
+    assert weights == pytest.approx(2 * 151936 * 4096 * 2 / GIB + 36 * 192_937_984 * (0.5 + 1 / 64) / GIB, rel=0.01)
+    assert plan.fits and plan.largest_batch() > 2
+
+
+def test_of_the_changes_the_least_harmful_that_is_enough_is_marked(wide: str, make: Make) -> None:
+    config = make(model_name_or_path=wide, use_qlora=True, bf16="auto", per_device_train_batch_size=8, cutoff_len=1024)
+    need = on_card(config, 24)
+    one = on_card(config.with_overrides(per_device_train_batch_size=1), 24).total(
+        config.with_overrides(per_device_train_batch_size=1)
+    )
+    room = one / GIB + 0.1
+    assert not on_card(config, room).fits
+    found = need.remedies() if not need.fits else on_card(config, room).remedies()
+    marked = [remedy for remedy in on_card(config, room).remedies() if remedy.least]
+    assert found and len(marked) == 1
+    assert marked[0].changes == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
+    # Where one row is too much as well, checkpointing is next; where nothing alone is enough, several together.
+    tight = on_card(config, one / GIB - 0.5).remedies()
+    assert next(remedy for remedy in tight if remedy.least).changes == {"gradient_checkpointing": True}
+
+
+def test_where_no_single_change_is_enough_a_smallest_set_is_found() -> None:
+    cost = {"per_device_train_batch_size": 4, "gradient_checkpointing": 10, "use_qlora": 20}
+
+    def total(config: Config) -> int:
+        saved = cost["gradient_checkpointing"] * config.gradient_checkpointing + cost["use_qlora"] * config.use_qlora
+        return 100 + 4 * config.per_device_train_batch_size - saved
+
+    config = Config(per_device_train_batch_size=2, cutoff_len=256, lora_target="qv", lora_rank=8)
+    assert total(config) == 108
+    found = remedies(config, total, 73)  # all three together come to 74
+    assert not any(remedy.least for remedy in found) and found[-1].total == 74 and not found[-1].fits
+    enough = remedies(config, total, 74)[-1]
+    assert enough.least and len(enough.changes) == 4
+    last = remedies(config, total, 78)[-1]
+    assert last.least and last.changes == {"gradient_checkpointing": True, "use_qlora": True}
+    assert largest_batch(config, total, 116, "per_device_train_batch_size") == 4
+    assert largest_batch(config, total, 103, "per_device_train_batch_size") == 0
+
+
+def test_plan_prints_a_table_and_as_json_the_same_figures(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(make(dataset_dir=str(tmp_path / "none")).to_yaml(), encoding="utf-8")
+    _run(["plan", str(file), "--tflops", "0.5"])
+    shown = capsys.readouterr().out
+    for part in ("weights", "adapter", "gradients", "optimiser", "activations", "logits", "mask", "workspace"):
+        assert part in shown
+    assert "cutoff_len=256, an upper bound" in shown and "estimate: " in shown and "0.5 TFLOP/s as given" in shown
+    _run(["plan", str(file), "--json", "--tflops", "0.5"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["total"] == max(found["training"], found["evaluation"])
+    assert found["training"] == sum(found["parts"].values())
+    assert found["longest_row"] == 256
+    assert not (tmp_path / "none").exists()
+
+
+def _run(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code in (0, None)
+
+
+def test_train_refuses_what_cannot_fit_and_goes_on_when_told(
+    make: Make, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Machine.of
+
+    def small(config: Config, memory_gib: float | None = None) -> Machine:
+        from dataclasses import replace
+
+        found = real(config, memory_gib)
+        return replace(found, room=found.resident + 1_000_000)
+
+    monkeypatch.setattr(Machine, "of", small)
+    with pytest.raises(ResourceError) as caught:
+        run(max_steps=1)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("memory: this run needs about") and "--ignore-plan" in lines[0]
+    assert any("per_device_train_batch_size=1 gradient_accumulation_steps=4" in line for line in lines[1:])
+    from rectune.train.train import train
+
+    said: list[str] = []
+    train(make(max_steps=1), said.append, QUIET, ignore_plan=True)
+    assert "plan: it does not fit; going on regardless, as --ignore-plan asks" in said
+
+
+def test_a_shortage_is_explained_from_the_plan(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rectune.train import trainer
+
+    def greedy(*arguments: Any, **named: Any) -> torch.Tensor:
+        return torch.empty(1 << 50, dtype=torch.uint8)
+
+    monkeypatch.setattr(trainer, "hidden_at", greedy)
+    with pytest.raises(ResourceError, match=r"out of memory on cpu; .* planned were 0\.\d\d GiB \(program") as caught:
+        run(max_steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rehearsal_trains_saves_and_loads_again_and_leaves_nothing(make: Make, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = make(max_steps=50, lora_dropout=0.0)
+    dry_run(config, lines.append, QUIET)
+    assert not config.output_dir.exists()
+    assert any(line.endswith("scores after the reload equal those before the save, row by row") for line in lines)
+    assert any(line.startswith("dry run: P(yes) ") for line in lines)
+    assert any(line.startswith("dry run: peak ") and "GiB planned" in line for line in lines)
+    assert lines[-1] == "dry run: all well, and nothing was kept"
+
+
+def test_a_rehearsal_notices_an_adapter_that_comes_back_changed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rectune.errors import ModelError
+    from rectune.score import open_run
+
+    real = open_run.load_adapter
+
+    def worn(model: Any, folder: Path, trainable: bool = False) -> Any:
+        adapted = real(model, folder, trainable)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(1.5)
+        return adapted
+
+    monkeypatch.setattr(open_run, "load_adapter", worn)
+    with pytest.raises(ModelError, match="the reloaded adapter's scores differ"):
+        dry_run(make(), lambda line: None, QUIET)
