@@ -30,7 +30,7 @@ FEW: dict[str, Any] = {
     "max_train_samples": 1200,
     "max_eval_samples": 200,
     "cutoff_len": 256,
-    "eval_steps": 10,
+    "eval_steps": 16,
     "save_steps": 1000,
     "logging_steps": 2,
     "report_to": "none",
@@ -84,7 +84,6 @@ class Case:
 CASES = {
     "healthy": Case("nothing is wrong"),
     "healthy_no_prior": Case("nothing is wrong", {"prior": "none", "loss_over": "vocabulary"}),
-    "healthy_one_in_five": Case("four of five events are liked, which is no failure", {"rating_threshold": 3.0}),
     "rate_too_high": Case("learning_rate a hundred times too high", {"learning_rate": 0.05, "warmup_ratio": 0.2}),
     "rate_too_low": Case("learning_rate a thousand times too low", {"learning_rate": 5e-7}),
     "no_effect": Case("learning_rate of nearly nothing", {"learning_rate": 1e-12}),
@@ -95,6 +94,7 @@ CASES = {
     "one_class": Case("training events of one class, validation events of both", {"prior": "none"}, one_class),
     "leak": Case("the titles tell the label", {"prior": "none"}, leaking),
     "small_evaluation": Case("30 validation events", {"max_eval_samples": 30}),
+    "imbalance": Case("a rating of 3 counts as liked, so that more than four of five are", {"rating_threshold": 3.0}),
 }
 
 

@@ -211,8 +211,9 @@ def test_a_rate_is_too_low_when_neither_scores_nor_loss_have_moved() -> None:
     assert "learning_rate_too_low" not in codes(history(flat, {"eval_log_odds_moved": 0.11}, {}))
     assert "learning_rate_too_low" not in codes(history(list(np.linspace(0.9, 0.6, 20)), still, still))
     # Not before a third of the run.
-    early = [log for log in history(flat, still, still, still, still, ended=False) if log["step"] <= 25]
-    assert "learning_rate_too_low" not in codes(early)
+    whole = history(flat * 2, still, still, still, still, ended=False)
+    assert "learning_rate_too_low" not in codes([log for log in whole if log["step"] <= 25])
+    assert "learning_rate_too_low" in codes([log for log in whole if log["step"] <= 50])
 
 
 def test_underfitting_is_held_against_the_prior_or_the_share_of_positives() -> None:

@@ -145,6 +145,19 @@ def findings(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def history(run: Path) -> list[dict[str, Any]]:
+    """A finished run's log entries."""
+    found: list[dict[str, Any]] = json.loads((run / "log_history.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_scores_that_training_does_not_touch_have_not_moved_at_all(trained: Trained) -> None:
+    """The first batch, scored alone before training, has the floats of the evaluation, in bfloat16 too."""
+    folder, _ = trained("taste", learning_rate=1e-30, bf16=True, max_steps=12, per_device_eval_batch_size=5)
+    assert [log["eval_log_odds_moved"] for log in history(folder) if "eval_loss" in log] == [0.0]
+    assert {finding["code"] for finding in findings(folder)} >= {"no_effect"}
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_run_has_the_findings_of_its_failing_and_no_others(name: str, trained: Trained) -> None:
     source, keys, expected = CASES[name]
@@ -164,8 +177,10 @@ def test_a_resumed_run_has_the_file_of_an_uninterrupted_one_and_says_only_what_i
     expected = findings(whole)
     assert [(each["code"], each["step"]) for each in expected] == [("learning_rate_too_high", 12), ("collapse", 24)]
     assert len([line for line in lines if line.startswith("diagnosis: ")]) == 2
+    moved = [log["eval_log_odds_moved"] for log in history(whole) if "eval_loss" in log]
     (whole / "logs" / "diagnosis.json").write_text("[]", encoding="utf-8")
     resumed, lines = trained("taste", Resume(checkpoint=whole / "checkpoint-12"), **keys)
     assert findings(resumed) == expected
+    assert [log["eval_log_odds_moved"] for log in history(resumed) if "eval_loss" in log] == moved
     said = [line for line in lines if line.startswith("diagnosis: ")]
     assert said == [f"diagnosis: {expected[1]['message']}; {expected[1]['advice']}"]
