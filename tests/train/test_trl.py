@@ -142,6 +142,19 @@ def test_options_that_trl_leaves_to_us_train(option: dict[str, Any], run: Run, t
     assert found[1] == pytest.approx(found[0], abs=0.06 if option.get("bf16") else 1e-3)
 
 
+def test_answers_are_counted_even_where_the_trainer_counts_otherwise(
+    run: Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    # Unsloth replaces this method of the Trainer by one that counts tokens in a batch of its own form.
+    from transformers import Trainer
+
+    usual, _ = run(**{**KEYS, "max_steps": 1}, output_dir=str(tmp_path / "usual"))
+    true = Trainer.get_batch_samples
+    monkeypatch.setattr(Trainer, "get_batch_samples", lambda self, *given: (true(self, *given)[0], torch.tensor(999)))
+    other, _ = run(**{**KEYS, "max_steps": 1}, output_dir=str(tmp_path / "other"))
+    assert losses(other) == losses(usual)
+
+
 def test_parts_of_a_batch_add_up_to_its_loss(make: Callable[..., Config], run: Run, monkeypatch: Any) -> None:
     # What halving relies on where memory runs out.
     from rectune.train.halving import parts_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -77,6 +79,11 @@ class SupervisedTrainer(AnswerTrainer, SFTTrainer):
         for name, value in model.named_parameters():
             if name in kept:
                 value.data = kept[name]
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step and their answers, counted here: Unsloth puts a count of tokens in Trainer."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _batch_loss(self, model: Any, inputs: Batch, count: torch.Tensor | int | None) -> torch.Tensor:
         """The loss of one micro-batch by SFTTrainer, its sum divided by `count` answers."""
