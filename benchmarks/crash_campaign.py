@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +115,16 @@ class Outcome:
 
 
 def history(run: Path) -> str:
-    """The log of a run without its clock."""
+    """The log of a run without what its clock and its machine wrote into it."""
     logs = json.loads((run / "log_history.json").read_text(encoding="utf-8"))
-    clocks = ("runtime", "per_second", "flos")
-    kept = [{key: value for key, value in log.items() if not key.endswith(clocks)} for log in logs]
-    return json.dumps([log for log in kept if "train_loss" not in log], sort_keys=True)
+    clocks = ("runtime", "per_second")
+
+    def kept(key: str) -> bool:
+        trained = key in ("step", "epoch", "loss", "grad_norm", "learning_rate")
+        return trained or (key.startswith("eval_") and not key.endswith(clocks))
+
+    told = [{key: value for key, value in log.items() if kept(key)} for log in logs if "train_loss" not in log]
+    return json.dumps(told, sort_keys=True)
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -377,19 +384,20 @@ def main() -> None:
         if outcome.equal:
             shutil.rmtree(work / outcome.folder, ignore_errors=True)
 
+    jobs: list[Callable[[], Outcome | None]] = []
     for number in range(asked.runs):
         case = names[number % len(names)]
-        aimed = number % 2 == 1 and not asked.real
-        where = aims[number // 2 % len(aims)] if aimed else None
+        where = aims[number // 2 % len(aims)] if number % 2 == 1 and not asked.real else None
         if where == "keeping the best adapter" and cases[case].get("eval_strategy") == "no":
             where = "saving a checkpoint"
-        add(campaign.killed_run(case, references[case], where))
-    for number in range(asked.flips):
-        case = names[number % len(names)]
-        add(campaign.flipped_run(case, references[case]))
-    for number in range(asked.disks):
-        case = names[number % len(names)]
-        add(campaign.full_disk_run(case, references[case]))
+        jobs.append(partial(campaign.killed_run, case, references[case], where))
+    for what, count in ((campaign.flipped_run, asked.flips), (campaign.full_disk_run, asked.disks)):
+        for number in range(count):
+            case = names[number % len(names)]
+            jobs.append(partial(what, case, references[case]))
+    campaign.draw.shuffle(jobs)
+    for job in jobs:
+        add(job())
     campaign.nursery.kill()
     failed = [outcome for outcome in outcomes if not outcome.equal]
     kills = sum(len(outcome.places) for outcome in outcomes if outcome.kind.startswith(("random", "aimed")))

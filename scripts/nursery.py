@@ -93,7 +93,7 @@ def _mark_places(events: int) -> None:
     for owner, name, place in (
         (train, "prepare_start", "looking for a checkpoint"),
         (train, "open_dataset", "preparing the data"),
-        (train, "load_model", "loading the model"),
+        (train, "load_for_training", "loading the model"),
         (train, "encode", "tokenising"),
         (train, "go_back", "going back to a checkpoint"),
         (AnswerTrainer, "_load_from_checkpoint", "loading a checkpoint"),

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from rectune import files
 from rectune.config import Config
 from rectune.data.prepare import prepare
 from rectune.errors import ResourceError
@@ -27,6 +28,8 @@ from rectune.files import (
     disk_problem,
     hash_file,
     hash_text,
+    remove_leftovers,
+    temporary_beside,
     write_json,
     write_text,
 )
@@ -170,6 +173,66 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_root() == Path.home() / ".cache" / "rectune"
 
 
+def test_everything_below_a_folder_is_on_the_disk_before_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut may take: whatever was not synced when a name changed."""
+    did: list[str] = []
+    sync, replace = files._sync, os.replace
+    monkeypatch.setattr(files, "_sync", lambda path: (did.append(f"sync {path.name}"), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (did.append(f"name {new.name}"), replace(old, new)))
+    (tmp_path / "set").mkdir()
+    with atomic_folder(tmp_path / "set") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "one").write_text("1")
+        (temporary / "two").write_text("2")
+    at = {name: did.index(name) for name in did}
+    own = temporary.name
+    assert at["sync one"] < at["sync deep"] < at[f"sync {own}"] < at["name set"] < at[f"sync {tmp_path.name}"]
+    assert at["sync two"] < at[f"sync {own}"]
+    did.clear()
+    write_text(tmp_path / "new" / "er" / "file", "x")
+    own = temporary_beside(tmp_path / "new" / "er" / "file").name
+    assert did == [f"sync {tmp_path.name}", "sync new", f"sync {own}", "name file", "sync er"]
+
+
+def dead_process() -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+def test_only_our_own_leavings_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    ours = temporary_beside(tmp_path / "a.json")
+    host = ours.name.split(".")[-3]
+    dead = tmp_path / f".a.json.{host}.{dead_process()}.tmp"
+    folder = tmp_path / f".set.{host}.{dead_process()}.tmp"
+    lives = tmp_path / f".a.json.{host}.{os.getppid()}.tmp"
+    elsewhere, long_ago = tmp_path / ".b.other-host.7.tmp", tmp_path / ".c.other-host.7.tmp"
+    foreign = [tmp_path / name for name in ("a.json", ".a.tmp", "x.host.7.tmp", ".hidden", ".notes.old")]
+    (folder / "deep").mkdir(parents=True)
+    for file in (ours, dead, lives, elsewhere, long_ago, folder / "deep" / "part", *foreign):
+        file.write_text("x")
+    os.utime(long_ago, (0, 0))
+    assert remove_leftovers(tmp_path) == ["a.json", "c", "set"]
+    assert {path.name for path in (ours, lives, elsewhere, *foreign)} == set(names(tmp_path))
+    assert remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_whoever_holds_the_lock_also_removes_what_bears_its_own_number_and_puts_an_old_folder_back(
+    tmp_path: Path,
+) -> None:
+    temporary_beside(tmp_path / "a.json").write_text("left by a process that had our number")
+    for name in (".lost.old", ".there.old", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".lost.old" / "adapter").write_text("good")
+    assert remove_leftovers(tmp_path, alone=True) == ["a.json"]
+    assert names(tmp_path) == ["lost", "there"]
+    assert (tmp_path / "lost" / "adapter").read_text() == "good"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 400 KiB."""
@@ -228,8 +291,9 @@ def test_training_on_a_full_disk_says_so_and_goes_on_after_space_is_made(
     torch.set_num_threads(1)
     config = tiny_config(output_dir=str(small_disk / "run"), history_len=3, max_steps=4, eval_steps=4, save_steps=2)
     console = Console(quiet=True)
-    with pytest.raises(ResourceError, match="the disk is full"):
+    with pytest.raises(ResourceError, match=r"run: the disk is full; the last checkpoint is whole, .* with --resume$"):
         train(config, lambda _line: None, console)
+    assert not list((small_disk / "run").rglob(".*"))  # neither a half-written file nor the lock
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     lines: list[str] = []
     run = train(config, lines.append, console, Resume(latest=True))

@@ -171,6 +171,11 @@ def test_a_checkpoint_holds_no_pickle_that_nothing_reads(finished: Path) -> None
     assert not list(finished.rglob("training_args.bin"))
 
 
+def test_the_record_of_a_checkpoint_is_written_last(finished: Path) -> None:
+    written = {path.name: path.stat().st_mtime_ns for path in (finished / "checkpoint-8").rglob("*") if path.is_file()}
+    assert max(written.values()) == written["complete.json"]
+
+
 def test_a_changed_rate_is_really_trained_with_from_the_next_step_on(run: Run) -> None:
     keys = {"lr_scheduler_type": "constant", "logging_steps": 1, "learning_rate": 0.01, "weight_decay": 0.0}
     run(**keys)
