@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
         save_total_limit=None,
         start=None,
         on_saved=lambda _folder: None,
+        cutting=nullcontext,
         halving=Halving(False, print),
         meter=Meter(torch.device("cpu"), None, None, 0, print),
         model=model,

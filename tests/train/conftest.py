@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,10 @@ def nursery(nursery_script: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def start(nursery_script: Any, nursery: Any, tmp_path: Path) -> Callable[..., Victim]:
+def start(nursery_script: Any, nursery: Any, tmp_path: Path) -> Iterator[Callable[..., Victim]]:
     """Starts `rectune train` on a configuration; `die` kills it when it touches a file of this name in the run."""
+
+    victims: list[Victim] = []
 
     def go(config: Config, *more: str, die: str | None = None, **asked: Any) -> Victim:
         (tmp_path / "given.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -86,9 +89,14 @@ def start(nursery_script: Any, nursery: Any, tmp_path: Path) -> Callable[..., Vi
             asked |= {"watched": [str(config.output_dir)], "die": {"at": die, "after": 0}}
         arguments = ["train", str(tmp_path / "given.yaml"), *more]
         process = nursery_script.start(nursery, arguments, tmp_path / "out", tmp_path / "err", **asked)
-        return Victim(process, tmp_path)
+        victims.append(Victim(process, tmp_path))
+        return victims[-1]
 
-    return go
+    yield go
+    for victim in victims:
+        if not victim.ended:  # of a test that failed: the next one must not read what it says
+            victim.send(signal.SIGKILL)
+            victim.end()
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,10 @@ from rectune.config import Config, load_config
 from rectune.errors import ConfigError, ModelError
 from rectune.lock import run_lock
 from rectune.model.lora import ADAPTER_FILE, seal_problem
+from rectune.train import trainer
 from rectune.train.checkpoints import checkpoint_folders, latest_checkpoint, mark_complete, problem_with
 from rectune.train.start import Resume, go_back
+from rectune.train.stopping import Interrupted
 
 Run = Callable[..., tuple[Path, list[str]]]
 
@@ -32,10 +34,10 @@ def test_a_run_goes_on_when_its_terminal_is_closed_and_keeps_what_it_says(
     config = make(**LONG)
     ours, theirs = pty.openpty()
     victim = start(config, terminal=os.ttyname(theirs))
-    os.close(theirs)
     seen = b""
     while b"validation: loss" not in seen:
         seen += os.read(ours, 65536)
+    os.close(theirs)  # not before: with nobody at the other end there would be nothing to read
     os.close(ours)  # the system sends SIGHUP, and whoever prints gets an error
     assert victim.end() == 0
     assert adapter(config.output_dir) == uninterrupted(False)
@@ -78,6 +80,41 @@ def test_a_signal_before_the_first_step_leaves_one_line(make: Callable[..., Conf
     assert not any(config.output_dir.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("evaluation", [2, 6])
+def test_a_signal_cuts_an_evaluation_short_and_resume_makes_it_first(
+    evaluation: int, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, _ = run(**LONG, output_dir=str(tmp_path / "whole"))
+    scored = trainer.AnswerTrainer._scores
+    calls = 0
+
+    def cut(self: Any, trees: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == evaluation + 1:  # the first call is made before the first step
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal did not cut")
+        return scored(self, trees)
+
+    monkeypatch.setattr(trainer.AnswerTrainer, "_scores", cut)
+    step = [3, 6, 9, 12, 15, 16][evaluation - 1]
+    with pytest.raises(Interrupted, match=f"stopped at step {step}; go on with --resume"):
+        run(**LONG)
+    monkeypatch.undo()
+    folder, lines = run(Resume(latest=True), **LONG)
+    assert any(f"last completed step: {step}\n" in line for line in lines)
+    assert adapter(folder) == adapter(whole)
+    told = [
+        [
+            (log["step"], log.get("loss"), log.get("eval_loss"), log.get("eval_auc"))
+            for log in json.loads((each / "log_history.json").read_text())
+            if "loss" in log or "eval_loss" in log
+        ]
+        for each in (folder, whole)
+    ]
+    assert told[0] == told[1]
+
+
 def test_two_processes_do_not_share_a_run_folder(run: Run, finished: Path) -> None:
     before = contents(finished)
     with run_lock(finished):
@@ -93,7 +130,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found_and_the_one_before_is_taken
     names = {str(path.relative_to(finished / "checkpoint-8")) for path in files}
     assert names >= {
         ADAPTER_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "complete.json",
-        "config.yaml", "rectune.json", "adapter_config.json", f"kept/best/{ADAPTER_FILE}", "loss_since_log.json",
+        "config.yaml", "rectune.json", "adapter_config.json", f"kept/best/{ADAPTER_FILE}", "pending.json",
     }  # fmt: skip
     for file in files:
         whole = file.read_bytes()

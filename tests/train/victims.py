@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rectune.model.lora import ADAPTER_FILE
 
@@ -19,17 +20,20 @@ LONG: dict[str, Any] = {
 }
 
 
-class Victim(NamedTuple):
+@dataclass
+class Victim:
     """A `rectune train` in a process of its own, to be killed."""
 
     process: Any
     folder: Path
+    ended: bool = False
 
     def send(self, number: int) -> None:
         self.process.send(number)
 
     def end(self) -> int:
         """Wait for its end and return its exit code, negative for a signal."""
+        self.ended = True
         return int(self.process.end()[0])
 
     def text(self, name: str) -> str:

@@ -14,6 +14,8 @@ from rectune.files import hash_file, write_json
 from rectune.model.lora import ADAPTER_FILE
 
 _MARK = "complete.json"
+PENDING = "pending.json"
+"""What a checkpoint leaves open: the loss since the last log line, and whether its evaluation is still to come."""
 _NEEDED = (ADAPTER_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -57,6 +59,14 @@ def problem_with(folder: Path) -> str | None:
         if hash_file(file) != expected:
             return f"{name} is damaged: its content is not what was saved"
     return None
+
+
+def evaluation_pending(folder: Path) -> bool:
+    """Whether a checkpoint was saved in place of the evaluation of its step; one of an earlier version never was."""
+    try:
+        return bool(json.loads((folder / PENDING).read_text(encoding="utf-8"))["evaluation"])
+    except FileNotFoundError:
+        return False
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -125,9 +126,14 @@ class Interrupted(RectuneError):  # noqa: N818
     exit_code = 130
 
 
+class EvaluationCut(BaseException):
+    """A signal came while the validation events were being scored."""
+
+
 class StopSignals(TrainerCallback):
     """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once.
 
+    An evaluation may take longer than whoever sent the signal waits, so it is cut short and made when the run goes on.
     Before the first step there is nothing to save, so the first one stops at once too.
 
     Args:
@@ -142,6 +148,7 @@ class StopSignals(TrainerCallback):
         self.stopped = False
         self._begun = False
         self._told = False
+        self._scoring = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -159,8 +166,30 @@ class StopSignals(TrainerCallback):
             raise KeyboardInterrupt
         # Only a flag: a line printed here could cut into one that is being printed.
         self.received = number
+        if self._scoring:
+            self._scoring = False
+            raise EvaluationCut
         if not self._begun:
             raise Interrupted("stopped before the first step; nothing is lost: the same command begins again")
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Inside, where the validation events are scored, a signal does not wait.
+
+        Raises:
+            EvaluationCut: one has come, now or before.
+        """
+        try:
+            if self.received is not None:
+                raise EvaluationCut
+            self._scoring = True
+            yield
+        except EvaluationCut:
+            self.stopped = True
+            self.say("stopping in an evaluation; a checkpoint will be saved, and --resume evaluates first")
+            raise
+        finally:
+            self._scoring = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From here on there is something to save."""

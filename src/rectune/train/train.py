@@ -36,7 +36,7 @@ from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
 from rectune.train.backends import load_for_training, prepare_backend, trainer_of
 from rectune.train.callbacks import make_callbacks
-from rectune.train.checkpoints import checkpoint_folders, problem_with
+from rectune.train.checkpoints import checkpoint_folders, evaluation_pending, problem_with
 from rectune.train.halving import Halving
 from rectune.train.plan import Machine, planned
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
@@ -277,6 +277,7 @@ def _train(
         save_total_limit=config.save_total_limit,
         start=start.folder if start else None,
         on_saved=saved,
+        cutting=signals.cutting,
         halving=halving,
         name_batch=BatchNames(trees, data),
         meter=called.meter,
@@ -291,7 +292,7 @@ def _train(
     done = None
     if start is not None:
         trainer.state = TrainerState.load_from_json(str(start.folder / "trainer_state.json"))
-        done = "its last step is reached" if start.step >= last else None
+        done = "its last step is reached" if start.step >= last and not evaluation_pending(start.folder) else None
         if done is None and not begin.extra:
             done = called.stopping.reason_to_stop(trainer.state.log_history)
         trainer.state.max_steps = last

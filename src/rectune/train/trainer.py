@@ -1,25 +1,19 @@
-"""The Trainer: loss at answers only, evaluation by scores, checkpoints that are whole or not counted."""
+"""The Trainer: loss at answers only, evaluation by scores."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import pickle
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback
 
-from rectune.errors import ModelError, NotFinite
-from rectune.files import atomic_folder, write_json
+from rectune.errors import NotFinite
 from rectune.measure.classification import classification_metrics, confusion, predict
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
@@ -29,10 +23,11 @@ from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import CHUNK, score_trees
-from rectune.train.checkpoints import mark_complete, rotate
 from rectune.train.halving import Halving, parts_of
 from rectune.train.not_finite import BROKEN, SKIPPED_IN_A_ROW, Batch, broken_weight, explain, guilty_batch, which_batch
+from rectune.train.resumable import ResumableTrainer
 from rectune.train.speed import Meter
+from rectune.train.stopping import EvaluationCut
 
 
 @dataclass
@@ -64,42 +59,7 @@ class Validation:
         return float(np.abs(self.log_odds[answers] - self.untrained).mean())
 
 
-_LOSS = "loss_since_log.json"
-
-
-@contextmanager
-def _refusing(checkpoint: str | None, what: str) -> Iterator[None]:
-    """Turn a part of a checkpoint that does not load into one line.
-
-    Raises:
-        ModelError: it holds more than tensors and numbers (which is refused unread), or does not fit.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{checkpoint}: its {what} is not what a training saves, and nothing in it was run ({reason}); "
-            "take another checkpoint with --resume-from-checkpoint"
-        ) from error
-
-
-class _LossSinceLog(TrainerCallback):
-    """Puts the loss summed since the last log line back, so that a resumed run logs the same averages."""
-
-    def __init__(self, trainer: AnswerTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read it from the checkpoint that the run goes on from; one of an earlier version has none."""
-        start = self.trainer.start
-        if start is not None and (start / _LOSS).is_file():
-            kept = json.loads((start / _LOSS).read_text(encoding="utf-8"))
-            self.trainer._tr_loss += kept["sum"]
-            self.trainer._globalstep_last_logged = int(kept["logged_at"])
-
-
-class AnswerTrainer(Trainer):
+class AnswerTrainer(ResumableTrainer):
     """Hugging Face's Trainer with the loss at answer positions and metrics from answers' scores.
 
     Args:
@@ -109,13 +69,10 @@ class AnswerTrainer(Trainer):
         lr_ratio: how much faster the adapter's matrices B learn than its matrices A (LoRA+); None is alike.
         with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
-        save_total_limit: checkpoints kept; older ones are removed once a newer one is whole.
-        start: the checkpoint that training goes on from, if any.
-        on_saved: called with each checkpoint folder before it is marked complete.
         halving: how micro-batches that do not fit the memory are taken apart.
         name_batch: tells in words which events the trees of a batch hold.
         meter: counts the work of each step.
-        arguments: as `transformers.Trainer` takes them.
+        arguments: as `ResumableTrainer` takes them.
     """
 
     def __init__(
@@ -127,9 +84,6 @@ class AnswerTrainer(Trainer):
         lr_ratio: float | None,
         with_end: bool,
         validation: Validation | None,
-        save_total_limit: int | None,
-        start: Path | None,
-        on_saved: Callable[[Path], None],
         halving: Halving,
         meter: Meter,
         name_batch: Callable[[list[int]], str] = str,
@@ -143,16 +97,11 @@ class AnswerTrainer(Trainer):
         self.lr_ratio = lr_ratio
         self.with_end = with_end
         self.validation = validation
-        self.kept = save_total_limit
-        self.start = start
-        self.on_saved = on_saved
         self.halving = halving
         self.meter = meter
         self.name_batch = name_batch
         self.step_batches: list[Batch] = []
         self.skipped = 0
-        self._stage: Path | None = None
-        self.add_callback(_LossSinceLog(self))
         # compute_loss divides by the answers of the whole optimiser step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
@@ -303,7 +252,13 @@ class AnswerTrainer(Trainer):
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
-        log_odds = self.validation.log_odds = self._scores(trees)
+        try:
+            with self.cutting():
+                log_odds = self._scores(trees)
+        except EvaluationCut:
+            self.put_off_evaluation()
+            return {}
+        self.validation.log_odds = log_odds
         plain = log_odds - self.answer_loss.shift
         found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         moved = self.validation.moved(self.args.per_device_eval_batch_size)
@@ -315,57 +270,5 @@ class AnswerTrainer(Trainer):
         metrics[f"{metric_key_prefix}_labels_per_second"] = round(len(log_odds) / seconds, 3)
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.end_put_off_evaluation()
         return metrics
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where checkpoints are made: while one is being saved, out of sight."""
-        return str(self._stage or self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint whole or not at all, marked complete with its hashes; only then remove an older one."""
-        run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        best = self.state.best_model_checkpoint
-        with atomic_folder(run / name) as folder:
-            self._stage = folder
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._stage = None
-                self.state.best_model_checkpoint = best  # never one of these folders: the best adapter is kept by us
-            for file in (folder / name).iterdir():
-                os.replace(file, folder / file.name)
-            (folder / name).rmdir()
-            (folder / "training_args.bin").unlink()  # a pickle that nothing reads; config.yaml says the same
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-            write_json(folder / _LOSS, {"sum": self._tr_loss.item(), "logged_at": self._globalstep_last_logged})
-            self.on_saved(folder)
-            mark_complete(folder)
-        rotate(run, self.kept)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _refusing(resume_from_checkpoint, "adapter"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _refusing(checkpoint, "rng_state.pth"):
-            super()._load_rng_state(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with _refusing(checkpoint, "scaler.pt"):
-            super()._load_scaler(checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load their states, but keep this configuration's settings, which may have been changed since."""
-        if checkpoint is None:
-            return
-        asked = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
-        with _refusing(checkpoint, "optimizer.pt or scheduler.pt"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        scheduler: Any = self.lr_scheduler
-        scheduler.base_lrs = [group["initial_lr"] for group in asked]
-        scheduler._last_lr = [
-            base * shape(scheduler.last_epoch)
-            for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, settings, rate in zip(self.optimizer.param_groups, asked, scheduler._last_lr, strict=True):
-            group.update(settings | {"lr": rate})
