@@ -387,7 +387,7 @@ def main() -> None:
     jobs: list[Callable[[], Outcome | None]] = []
     for number in range(asked.runs):
         case = names[number % len(names)]
-        where = aims[number // 2 % len(aims)] if number % 2 == 1 and not asked.real else None
+        where = aims[(number // 2 + number // 10) % len(aims)] if number % 2 == 1 and not asked.real else None
         if where == "keeping the best adapter" and cases[case].get("eval_strategy") == "no":
             where = "saving a checkpoint"
         jobs.append(partial(campaign.killed_run, case, references[case], where))
