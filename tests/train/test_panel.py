@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.train.panel import choose_panel, panel_table
+from rectune.train.panel import choose_panel, panel_text
 from rectune.train.start import Resume
 
 Run = Callable[..., tuple[Path, list[str]]]
@@ -103,6 +103,16 @@ def test_no_panel_is_kept_where_none_is_asked_for(run: Run) -> None:
     assert not any(line.startswith("panel") for line in lines)
 
 
-def test_the_table_holds_titles_with_signs_of_tables_and_the_score_before() -> None:
-    event = {"user_id": "7", "candidate_title": "A|B", "history_titles": ["C", "D"], "label": 1}
-    assert panel_table([event], [0.25], [0.5]).splitlines()[-1] == "| 7 | A\\|B | yes | 0.500 | 0.250 | C; D |"
+def test_the_text_has_aligned_columns_and_the_score_before_and_no_title_can_end_it() -> None:
+    events = [
+        {"user_id": "7", "candidate_title": "A```\nB", "history_titles": ["C", "D"], "label": 1},
+        {"user_id": "12", "candidate_title": "E", "history_titles": [], "label": 0},
+    ]
+    assert panel_text(events, [0.25, 1.0], [0.5, 0.125]).splitlines() == [
+        "```",
+        "user  liked  before  P(yes)  asked about  after seeing",
+        "7     yes    0.500   0.250   A''' B       C; D",
+        "12    no     0.125   1.000   E",
+        "```",
+    ]
+    assert "7     yes    -       0.250" in panel_text(events, [0.25, 1.0], None)

@@ -68,19 +68,21 @@ def panel_events(data: Dataset, rows: npt.NDArray[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def panel_text(events: Sequence[Mapping[str, Any]], scores: Sequence[float], before: Sequence[float] | None) -> str:
+    """The panel as a block of Markdown code, with the scores of the evaluation before where there was one.
 
-
-def panel_table(events: Sequence[Mapping[str, Any]], scores: Sequence[float], before: Sequence[float] | None) -> str:
-    """The panel as a Markdown table, with the scores of the evaluation before where there was one."""
-    lines = ["| user | asked about | liked | P(yes) before | P(yes) | after seeing |", "|---|---|---|---|---|---|"]
+    A Markdown table would do, but TensorBoard breaks the numbers of its narrow columns.
+    """
+    rows = [("user", "liked", "before", "P(yes)", "asked about", "after seeing")]
     for index, event in enumerate(events):
-        earlier = f"{before[index]:.3f}" if before is not None else ""
+        earlier = f"{before[index]:.3f}" if before is not None else "-"
+        titles = (str(event["candidate_title"]), "; ".join(event["history_titles"]))
+        asked, seen = (" ".join(text.replace("`", "'").split()) for text in titles)
         liked = "yes" if event["label"] else "no"
-        cells = [event["user_id"], event["candidate_title"], liked, earlier, f"{scores[index]:.3f}"]
-        lines.append("| " + " | ".join(_cell(cell) for cell in [*cells, "; ".join(event["history_titles"])]) + " |")
-    return "\n".join(lines)
+        rows.append((str(event["user_id"]), liked, earlier, f"{scores[index]:.3f}", asked, seen))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(["```", *lines, "```"])
 
 
 class Panel(TrainerCallback):
@@ -142,7 +144,7 @@ class Panel(TrainerCallback):
                 parts.append(f"{name} {' '.join(f'{score:.2f}' for score in own)}")
         self.say(f"panel, P(yes): {'  |  '.join(parts)}")
         if self.write_text is not None:
-            self.write_text("panel", panel_table(self.events, scores, self.before), state.global_step)
+            self.write_text("panel", panel_text(self.events, scores, self.before), state.global_step)
         self.before = scores
 
 
