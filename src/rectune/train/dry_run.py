@@ -24,7 +24,7 @@ _EVENTS = 128
 _GIB = 1 << 30
 
 
-def _watcher(device: Any) -> Any:
+def memory_watcher(device: Any) -> Any:
     """Notes the seconds of each step and the peak of memory from the first to the last."""
     from transformers import TrainerCallback
 
@@ -89,7 +89,7 @@ def dry_run(config: Config, say: Say, console: Console, ignore_plan: bool = Fals
             report_to="none",
             blend=[],
         )
-        watcher = _watcher(choose_device()[0])
+        watcher = memory_watcher(choose_device()[0])
         lines: list[str] = []
 
         def heard(line: str) -> None:
