@@ -16,8 +16,10 @@ from rectune.train.workload import Workload
 Say = Callable[[str], None]
 
 GIB = 1 << 30
-CPU_SLACK = 0.35
+CPU_SLACK = 0.4
 """Share of activations and workspace that glibc's malloc keeps beside what is in use (benchmarks/RESULTS.md)."""
+CPU_KERNELS = 150 << 20
+"""What the libraries' kernels take besides at the first steps: their code, threads and scratch memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Machine:
         import transformers.trainer  # noqa: F401
 
         resident = int(psutil.Process().memory_info().rss)
-        return cls(device, dtype, kernel, resident, free_bytes(device) + resident, "free in main memory")
+        room = free_bytes(device) + resident
+        return cls(device, dtype, kernel, resident + CPU_KERNELS, room, "free in main memory")
 
     def memory(self, config: Config, shape: ModelShape) -> Memory:
         """The memory model of a configuration here."""
