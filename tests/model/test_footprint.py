@@ -83,6 +83,9 @@ def test_what_stays_is_as_counted_by_hand() -> None:
         8 * size if size < 4096 else 2 * size + 8 * size // 256
         for size in 2 * [128 * n for n in (32, 32, 32, 16, 32, 16, 32, 32, 32, 64, 32, 64, 64, 32)]
     )
+    twice = memory(init_lora_weights="pissa")
+    assert sum(SHAPE.adapter_sizes(twice.config)) == 2 * numbers
+    assert twice.optimiser() == 2 * numbers * 8 + numbers * 4
     half = memory(lora_layers="upper_half", lora_target="qv", use_dora=True)
     assert sum(SHAPE.adapter_sizes(half.config)) == 8 * (64 + 48) + 32 + 16
 
@@ -137,6 +140,7 @@ CASES: list[tuple[str, torch.dtype, bool, dict[str, Any]]] = [
     (blocks.KERNEL, torch.bfloat16, True, {"lora_dropout": 0.1}),
     (blocks.KERNEL, torch.bfloat16, True, {"lora_target": "qv"}),
     (blocks.KERNEL, torch.bfloat16, True, {"lora_target": ["q_proj", "down_proj"], "lora_layers": [0]}),
+    (blocks.KERNEL, torch.bfloat16, True, {"init_lora_weights": "pissa"}),
     ("sdpa", torch.float32, True, {}),
     ("sdpa", torch.float32, False, {"lora_target": "attention"}),
     ("sdpa", torch.bfloat16, True, {}),

@@ -11,6 +11,7 @@ from math import ceil
 
 from rectune.config import Config
 from rectune.model import blocks
+from rectune.model.initial import FROM_BASE, held_rank
 from rectune.model.shape import ModelShape
 
 _GIB = 1 << 30
@@ -119,11 +120,15 @@ class Memory:
         return 4 * sum(self.shape.adapter_sizes(self.config)) * (2 if twice else 1)
 
     def optimiser(self) -> int:
-        """AdamW's two moments: float32, or 8 bits with a scale for each 256 in matrices of at least 4,096 numbers."""
+        """AdamW's two moments: float32, or 8 bits with a scale for each 256 in matrices of at least 4,096 numbers.
+
+        Beside them PiSSA and OLoRA keep a copy of where they started, half of the adapter.
+        """
         sizes = self.shape.adapter_sizes(self.config)
+        start = 2 * sum(sizes) if self.config.init_lora_weights in FROM_BASE else 0
         if "8bit" not in self.config.optim:
-            return 8 * sum(sizes)
-        return sum(8 * size if size < 4096 else 2 * (size + 4 * ceil(size / 256)) for size in sizes)
+            return 8 * sum(sizes) + start
+        return start + sum(8 * size if size < 4096 else 2 * (size + 4 * ceil(size / 256)) for size in sizes)
 
     # --- what a pass holds ---
 
@@ -172,7 +177,7 @@ class Memory:
         if config.use_dora:  # the base's and the adapter's product, and an identity matrix for each layer's norm
             numbers += 2 * sum(outputs for _, outputs in targets.values())
             squares = width * sum(inputs * inputs for inputs, _ in targets.values())
-        numbers += config.lora_rank * len(targets)
+        numbers += held_rank(config) * len(targets)
         return rows.tokens * (width * numbers + 4 * exact + noise) + squares + self._attention_matrix(rows)
 
     def activations(self, rows: Rows) -> int:

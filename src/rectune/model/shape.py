@@ -10,6 +10,7 @@ import torch
 
 from rectune.config import Config
 from rectune.errors import ModelError
+from rectune.model.initial import held_rank
 from rectune.model.load import read_model_config
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -100,7 +101,7 @@ class ModelShape:
 
     def adapter_sizes(self, config: Config) -> list[int]:
         """Numbers in each trained matrix: A and B of every target, and with DoRA its magnitudes."""
-        rank = config.lora_rank
+        rank = held_rank(config)
         block = [
             size
             for inputs, outputs in self.targets(config).values()
