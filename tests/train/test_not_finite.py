@@ -77,6 +77,7 @@ def test_a_gradient_that_is_no_number_is_stopped_before_it_reaches_the_weights(
     # It can be used as it stands.
     report = evaluate(folder, [], "validation", "logits", False, lambda _: None, Console(quiet=True)).report
     assert np.isfinite(report["models"]["tuned"]["metrics"]["loss"])
+    assert report["diagnosis"] == findings(folder)
 
 
 def test_a_weight_of_the_base_model_that_is_no_number_is_named(run: Run, tmp_path: Path, tiny_qwen3: Path) -> None:
