@@ -308,7 +308,7 @@ class Campaign:
                     continue  # it had room enough: a smaller one
                 outcome.places.append(place_of(events))
                 told = (folder / "err").read_text()
-                if code != 5 or "the disk is full" not in told or len(told.splitlines()) != 1:
+                if code != 5 or "the disk is full" not in told or "--resume" not in told or len(told.splitlines()) != 1:
                     outcome.wrong.append(f"ended with {code}: {told[-600:]}")
                 outcome.wrong += [f"left behind: {path.name}" for path in run.rglob(".*.tmp")]
                 outcome.wrong += [

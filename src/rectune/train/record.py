@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-from rectune.errors import RectuneError
+from rectune.errors import RectuneError, ResourceError
 from rectune.files import write_json
 
 FILE_NAME = "status.json"
@@ -54,13 +55,14 @@ class RunRecord:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None or self.written is None:
             return  # a run that was refused leaves the record of the one that holds the folder
-        if isinstance(error, RectuneError) and error.exit_code == 130:
-            self.end("stopped", str(error))
-        elif isinstance(error, KeyboardInterrupt):
-            self.end("stopped", "interrupted before a checkpoint could be saved")
-        else:
-            name = "" if isinstance(error, RectuneError) else f"{type(error).__name__}: "
-            self.end("failed", f"{name}{error}".strip().partition("\n")[0])
+        with suppress(ResourceError):  # on a full disk, the error that says so is the one to be told
+            if isinstance(error, RectuneError) and error.exit_code == 130:
+                self.end("stopped", str(error))
+            elif isinstance(error, KeyboardInterrupt):
+                self.end("stopped", "interrupted before a checkpoint could be saved")
+            else:
+                name = "" if isinstance(error, RectuneError) else f"{type(error).__name__}: "
+                self.end("failed", f"{name}{error}".strip().partition("\n")[0])
 
     def _write(self, state: str, message: str | None) -> None:
         now = time.time()
