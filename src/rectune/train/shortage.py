@@ -51,7 +51,8 @@ def full_disk(run: Path) -> Iterator[None]:
     except Exception as error:
         if not disk_problem(error):
             raise
+        left = "the last checkpoint is whole" if any(run.glob("checkpoint-*")) else "no checkpoint was saved yet"
         raise ResourceError(
-            f"{run}: the disk is full; the last checkpoint is whole, and what was half-written is removed. "
+            f"{run}: the disk is full; {left}, and what was half-written is removed. "
             "Free some space, then run again with --resume"
         ) from error
