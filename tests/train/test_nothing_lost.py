@@ -18,6 +18,7 @@ from victims import LONG, Start, adapter, contents, flip, logged, wait_for_step
 
 from rectune.config import Config, load_config
 from rectune.errors import ConfigError, ModelError
+from rectune.files import temporary_beside
 from rectune.lock import run_lock
 from rectune.model.lora import ADAPTER_FILE, seal_problem
 from rectune.train import trainer
@@ -113,6 +114,24 @@ def test_a_signal_cuts_an_evaluation_short_and_resume_makes_it_first(
         for each in (folder, whole)
     ]
     assert told[0] == told[1]
+
+
+def test_what_a_killed_process_left_in_the_run_the_data_and_the_cache_is_removed_and_said(
+    run: Run, finished: Path, make: Callable[..., Config]
+) -> None:
+    config = make()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    left = []
+    for place in (finished, finished / "logs", config.dataset_folder(), config.preprocessing_cache_dir):
+        ours = temporary_beside(place / "thing")
+        left.append(ours.with_name(ours.name.replace(f".{os.getpid()}.", f".{child}.")))
+        left[-1].write_text("half")
+    _, lines = run(Resume(latest=True))
+    assert "start: removed what a killed process left half-written: thing, thing, thing, thing" in lines
+    assert not any(file.exists() for file in left)
 
 
 def test_two_processes_do_not_share_a_run_folder(run: Run, finished: Path) -> None:

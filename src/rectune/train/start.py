@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rectune.config import Config
 from rectune.errors import ConfigError
-from rectune.files import atomic_folder, remove_leftovers, write_json, write_text
+from rectune.files import atomic_folder, cache_root, remove_leftovers, write_json, write_text
 from rectune.lock import NAME
 from rectune.model.lora import ADAPTER_FILE
 from rectune.score.settings import FILE_NAME, load_settings
@@ -124,12 +124,8 @@ def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say) -> 
     """
     run = config.output_dir
     removed = remove_leftovers(run, alone=True)
-    for folder in {
-        run / "logs",
-        config.dataset_folder().parent,
-        config.dataset_folder(),
-        config.preprocessing_cache_dir,
-    }:
+    data, fetched = config.dataset_folder(), [cache_root() / name for name in ("wheels", "models")]
+    for folder in (run / "logs", data.parent, data, config.preprocessing_cache_dir, *fetched):
         removed += remove_leftovers(folder)
     if removed:
         say(f"start: removed what a killed process left half-written: {', '.join(sorted(removed))}")
