@@ -8,7 +8,9 @@ among other users as prior). Time is cut once for all users:
   later     the events after the validation events: what every adapter is asked about
 
   continue       day 0's adapter goes on, on day 1's events alone (adapter_name_or_path, train_since)
-  start over     a new adapter, on a draw from all events of both days, for as many steps
+  at a third     the same at a third of the learning rate
+  on both days   day 0's adapter goes on, on a draw from all events of both days, for as many steps
+  start over     a new adapter, on the same draw, for as many steps
   unchanged      day 0's adapter as it is
   all again      a new adapter, for as many events as both trainings of `continue` together
 
@@ -45,7 +47,8 @@ from rectune.train.train import train
 
 QUIET = Console(quiet=True)
 METRICS = ("auc", "uauc", "loss", "accuracy")
-CONTINUE, OVER, UNCHANGED, AGAIN, PRIOR = "continue", "start over", "unchanged", "all again", "item rate alone"
+CONTINUE, GENTLE, BOTH = "continue", "at a third", "on both days"
+OVER, UNCHANGED, AGAIN, PRIOR = "start over", "unchanged", "all again", "item rate alone"
 
 
 def write_folder(data: Dataset, before: int, folder: Path) -> None:
@@ -89,7 +92,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=3000, help="events that day 1 trains on")
     parser.add_argument("--later", type=int, default=4000, help="later events to be asked about")
     parser.add_argument("--seed", type=int, default=42, help="of all trainings")
-    parser.add_argument("--without", choices=[AGAIN], action="append", default=[], help="leave a contender out")
+    parser.add_argument("--without", choices=[GENTLE, BOTH, AGAIN], nargs="+", default=[], help="leave a contender out")
     given = parser.parse_args()
     common = [
         "split=global_time", "test_ratio=0.15", "validation_ratio=0.05", f"max_test_samples={given.later}",
@@ -111,14 +114,15 @@ def main() -> None:
         f"max_train_samples={given.old}",
     )  # fmt: skip
     told = {UNCHANGED: trained(first)}
-    told[CONTINUE] = trained(
-        config(
-            "continue", f"adapter_name_or_path={first.output_dir}", f"train_since={cut}",
-            f"max_train_samples={given.new}",
-        )
-    )  # fmt: skip
-    everything = f"max_train_samples={given.old + given.new}"
-    told[OVER] = trained(config("over", everything, f"max_steps={told[CONTINUE]['steps']}"))
+    going_on = f"adapter_name_or_path={first.output_dir}"
+    new = [going_on, f"train_since={cut}", f"max_train_samples={given.new}"]
+    told[CONTINUE] = trained(config("continue", *new))
+    everything, steps = f"max_train_samples={given.old + given.new}", f"max_steps={told[CONTINUE]['steps']}"
+    told[OVER] = trained(config("over", everything, steps))
+    if BOTH not in given.without:
+        told[BOTH] = trained(config("both-days", going_on, everything, steps))
+    if GENTLE not in given.without:
+        told[GENTLE] = trained(config("gentle", *new, f"learning_rate={both.learning_rate / 3}"))
     if AGAIN not in given.without:
         told[AGAIN] = trained(config("again", everything))
 
@@ -133,11 +137,12 @@ def main() -> None:
         result["models"][name] = {**{key: values[key] for key in METRICS}, **told.get(name, {})}
         shown = "  ".join(f"{key} {values[key]:.4f}" for key in METRICS)
         print(f"{name:<16} {shown}  {told.get(name, {}).get('seconds', '')}")
-    for name in [other for other in found if other != CONTINUE]:
-        pairs = paired_bootstrap(labels, found[CONTINUE], found[name], users, METRICS)
-        result["pairs"][name] = {key: vars(pair) for key, pair in pairs.items()}
-        for key, pair in pairs.items():
-            print(f"continue - {name:<16} {key:<9} {pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]")
+    for one in [name for name in (CONTINUE, GENTLE, BOTH) if name in found]:
+        for other in [name for name in (OVER, UNCHANGED, AGAIN, PRIOR) if name in found]:
+            pairs = paired_bootstrap(labels, found[one], found[other], users, METRICS)
+            result["pairs"][f"{one} - {other}"] = {key: vars(pair) for key, pair in pairs.items()}
+            shown = "  ".join(f"{key} {p.difference:+.4f} [{p.low:+.4f}, {p.high:+.4f}]" for key, p in pairs.items())
+            print(f"{f'{one} - {other}':<32} {shown}")
     if given.json:
         write_json(given.json, result)
 
