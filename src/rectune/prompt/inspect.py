@@ -96,6 +96,10 @@ def _windows(
     trees = encode_stream(prompts, histories, data.events, rows, config.window_overlap)
     seconds = time.perf_counter() - start
     follow_windows(config, data, prompts, histories, trees, examples, console)
+    if config.history_drop:
+        say(
+            f"windows: shown and measured whole; training hides each event from later ones with {config.history_drop:g}"
+        )
     if config.shuffle_moments:
         say("windows: shown and measured as the table has them; training shuffles the events of one moment")
     figures = window_figures(data, prompts, histories, trees)

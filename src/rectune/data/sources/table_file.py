@@ -172,16 +172,27 @@ def _json_lines(path: Path, encoding: str, notes: list[str]) -> TableFile:
 
 
 def _parquet(path: Path) -> TableFile:
-    def read(reader: Callable[[BytesIO], Any]) -> Any:
+    """A Parquet file, read by Arrow: polars' reader panics on damaged ones and prints a stack."""
+
+    def read(columns: Sequence[str] | None) -> Any:
+        import pyarrow
+        from pyarrow import parquet
+
+        with opened(path) as stream:
+            data = stream.read()
         try:
-            with opened(path) as stream:
-                return reader(BytesIO(stream.read()))
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, MemoryError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            file = parquet.ParquetFile(BytesIO(data))
+            if columns is None:
+                return file.schema_arrow.names
+            table = file.read(columns=list(dict.fromkeys(columns)))
+            table.validate(full=True)  # texts of a damaged file may be none
+            return pl.from_arrow(table)
+        except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, MemoryError) as error:
+            first = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{path}: cannot be read as Parquet ({first[:200]}); write it again") from error
 
     def blocks(wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
-        frame = read(lambda data: pl.read_parquet(data, columns=list(dict.fromkeys(wanted))))
+        frame = read(wanted)
         shown = [pl.col(name).cast(pl.String, strict=False).fill_null("") for name in wanted if _scalar(frame[name])]
         yield frame.select(
             pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias(c.LINE),
@@ -190,7 +201,7 @@ def _parquet(path: Path) -> TableFile:
             *(pl.col(name).alias(f"field_{number}") for number, name in enumerate(wanted)),
         )
 
-    return TableFile(path, list(read(pl.read_parquet_schema)), [], blocks)
+    return TableFile(path, read(None), [], blocks)
 
 
 def _scalar(values: pl.Series) -> bool:

@@ -42,7 +42,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch or write it again") from error
+        why = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read ({why}); fetch or write it again") from error
 
 
 def encoding_of(path: Path) -> str:
