@@ -22,7 +22,9 @@ FIXED = {
     **dict.fromkeys(
         (
             "dataset", "source_format", "label_from", "dataset_dir", "history_len", "rating_threshold", "split",
-            "test_ratio", "validation_ratio", "max_users", "max_eval_samples",
+            "test_ratio", "validation_ratio", "max_users", "max_eval_samples", "user_column", "item_column",
+            "time_column", "rating_column", "label_column", "split_column", "title_column", "category_column",
+            "attribute_columns", "items", "items_id_column", "max_rejects", "min_history", "max_per_user",
         ),
         _SAME_EVENTS,
     ),
