@@ -10,6 +10,7 @@ text of one line (a configuration: one line a problem). Each input is made from 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gzip
 import io
@@ -195,7 +196,7 @@ def check_table(path: Path, values: dict[str, Any]) -> None:
     data = path.read_bytes()
     plain = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     if plain.startswith(b"PAR1"):
-        rows = pq.read_metadata(io.BytesIO(plain)).num_rows
+        rows = pq.read_table(io.BytesIO(plain)).num_rows
     else:
         whole = path.with_name("plain")
         whole.write_bytes(plain)
@@ -370,7 +371,7 @@ def main() -> int:
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     spent: Counter[str] = Counter()
     failed = 0
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):
         root = Path(name)
         if arguments.only and ":" in arguments.only:
             kind, number = arguments.only.split(":")

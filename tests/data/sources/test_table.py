@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable
@@ -262,6 +263,23 @@ def test_a_file_that_holds_no_table_is_refused_in_one_line(write: Write, data: b
     with pytest.raises(DataError, match=words) as caught:
         read(write(data))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_and_notes_of_a_parquet_file_that_are_no_text_end_in_no_stack(tmp_path: Path, capfd: Any) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {"user": ["a"], "item": ["x"], "ts": [1], "rating": [4.0]}
+    noted = pa.table(columns).replace_schema_metadata({b"\x9c": b"\xff"})
+    parquet.write_table(noted, tmp_path / "noted.parquet", store_schema=False)
+    assert read(tmp_path / "noted.parquet")[0].interactions.height == 1
+    parquet.write_table(pa.table(columns), tmp_path / "log.parquet", compression="none")
+    whole = (tmp_path / "log.parquet").read_bytes()
+    for at in range(4, len(whole) - 8, 7):
+        (tmp_path / "log.parquet").write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        with contextlib.suppress(DataError):
+            read(tmp_path / "log.parquet", max_rejects="100%")
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_a_cut_gzip_file_is_refused(write: Write) -> None:

@@ -186,7 +186,12 @@ def _parquet(path: Path) -> TableFile:
                 return file.schema_arrow.names
             table = file.read(columns=list(dict.fromkeys(columns)))
             table.validate(full=True)  # texts of a damaged file may be none
-            return pl.from_arrow(table)
+            _inner_names(table.schema)  # and so may names; polars would panic
+            if table.num_rows != file.metadata.num_rows:
+                raise ValueError(f"it says {file.metadata.num_rows:,} rows and holds {table.num_rows:,}")
+            # Column by column, without the schema's metadata, of which the same is true.
+            place = {name: at for at, name in reversed(list(enumerate(table.schema.names)))}
+            return pl.DataFrame({name: pl.from_arrow(table.column(place[name])) for name in place})
         except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, MemoryError) as error:
             first = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{path}: cannot be read as Parquet ({first[:200]}); write it again") from error
@@ -202,6 +207,17 @@ def _parquet(path: Path) -> TableFile:
         )
 
     return TableFile(path, read(None), [], blocks)
+
+
+def _inner_names(kind: Any) -> list[str]:
+    """Names of an Arrow schema's or type's fields, and of theirs.
+
+    Raises:
+        UnicodeDecodeError: one is no text.
+    """
+    many = len(kind.names) if hasattr(kind, "names") else kind.num_fields
+    fields = [kind.field(place) for place in range(many)]
+    return [name for field in fields for name in (field.name, *_inner_names(field.type))]
 
 
 def _scalar(values: pl.Series) -> bool:
