@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from rectune.config import Config, parse_config
@@ -17,6 +18,10 @@ quiet_libraries()
 # The tiny model's matrices are too small to share: several threads would only wait for each other. So would polars'.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+# On a busy machine hypothesis would call a test too slow, or an example late, that is neither.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 REPO = Path(__file__).parent.parent
 

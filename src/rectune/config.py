@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectune.config_checks import cross_checks
+from rectune.config_sweep import sweep_problems
 from rectune.errors import ConfigError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
@@ -328,7 +329,7 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
             by_key.setdefault(str(problem["loc"][0]), _describe(problem))
         problems = list(by_key.values())
     else:
-        problems = cross_checks(config)
+        problems = cross_checks(config) + sweep_problems(config)
         if not problems:
             return config
     head = f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectune.config_backends import backend_problems
-from rectune.config_sweep import sweep_problems
 
 if TYPE_CHECKING:
     from rectune.config import Config
@@ -108,7 +107,7 @@ def cross_checks(config: Config) -> list[str]:
         problems.append(
             f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
         )
-    return problems + backend_problems(config) + sweep_problems(config)
+    return problems + backend_problems(config)
 
 
 def _of_tables(config: Config) -> list[str]:

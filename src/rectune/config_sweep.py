@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from rectune.config_checks import cross_checks
+
 if TYPE_CHECKING:
     from rectune.config import Config
 
@@ -139,8 +141,6 @@ def _value(config: Config, key: str, value: Any, others: set[str]) -> tuple[Any,
     A value that does not go with the rest of the configuration is let through where that rest is varied too, since
     another of its values may suit it: a trial of two that do not is refused when its turn comes.
     """
-    from rectune.config_checks import cross_checks
-
     alone = {**config.model_dump(), "sweep": {}}
     try:
         candidate = type(config).model_validate({**alone, key: value})
