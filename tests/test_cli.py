@@ -420,7 +420,8 @@ def test_single_bad_rows_are_counted_in_the_rejects_file(
 ) -> None:
     ended = rectune("prepare", config, f"dataset={dirty(name, change)}")
     assert ended.code == 0
-    assert f"rejected {number}: {name}: {reason} (listed in rejects.csv)" in ended.out
+    assert f"rejected {number}: {name}: {reason}" in ended.out
+    assert "could not be used, listed in rejects.csv" in ended.out
     rejects = pl.read_csv(tmp_path / "data" / "rejects.csv")
     assert rejects.filter(pl.col("reason") == reason).height == number
 

@@ -82,7 +82,8 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
     with atomic_folder(target) as temporary:
         _write(temporary, config, read, line.events, meta)
         _carry_over(target, temporary)
-    say(f"{target}: written")
+    lost = read.rejects.height
+    say(f"{target}: written" + (f"; {lost:,} rows could not be used, listed in {folder.REJECTS_CSV}" if lost else ""))
     return target
 
 
@@ -293,7 +294,7 @@ def _say_read(read: Source, say: Say) -> None:
     rows, items = read.nouns
     say(f"read: {read.interactions.height:,} {rows}, {read.catalog.height:,} {items}, {read.rejects.height:,} rejected")
     for reason, number in _by_reason(read.rejects).items():
-        say(f"  rejected {number:,}: {reason} (listed in {folder.REJECTS_CSV})")
+        say(f"  rejected {number:,}: {reason}")
 
 
 def _say_split(meta: dict[str, Any], say: Say) -> None:

@@ -177,6 +177,13 @@ def test_names_that_would_do_alike_are_asked_about(write: Write) -> None:
         read(write(["customer_id,clientId,item_id,rating", "a,b,c,1"]))
 
 
+def test_a_column_that_is_named_for_one_thing_is_not_found_for_another(write: Write) -> None:
+    found, said = read(write(["user,product,sku,rating", "a,Mug,7,1"]), title_column="product")
+    assert found.interactions["item_id"].to_list() == ["7"] and found.catalog["title"].to_list() == ["Mug"]
+    with pytest.raises(DataError, match="no column name says that it holds the items"):
+        read(write(["user,product,code,rating", "a,Mug,7,1"]), title_column="product")
+
+
 def test_without_a_column_of_times_the_rows_order_stands_in_and_that_is_said(write: Write) -> None:
     found, said = read(write(["user,item,rating", "b,x,4", "a,x,4", "b,x,4"]))
     assert found.interactions.rows() == [("b", "x", 4.0, 0), ("a", "x", 4.0, 1), ("b", "x", 4.0, 2)]

@@ -65,6 +65,7 @@ def choose_columns(config: Config, events: TableFile, items: TableFile | None) -
     of_items = {roles.TITLE, roles.CATEGORY}
     file = events.path.name
     found: dict[str, Choice] = {}
+    spoken_for = {getattr(config, f"{role}_column") for role in roles.ROLES}
     for role in roles.ROLES:
         if items is not None and role in of_items:
             continue
@@ -73,7 +74,8 @@ def choose_columns(config: Config, events: TableFile, items: TableFile | None) -
         if name is not None:
             found[role] = roles.named(name, events.names, key, file)
         elif role in sought or role in of_items:
-            free = [each for each in events.names if each not in {one.column for one in found.values()}]
+            taken = spoken_for | {one.column for one in found.values()}
+            free = [each for each in events.names if each not in taken]
             choice = roles.guessed(role, free, file)
             if choice is not None:
                 found[role] = choice
