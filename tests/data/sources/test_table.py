@@ -178,7 +178,7 @@ def test_names_that_would_do_alike_are_asked_about(write: Write) -> None:
 
 
 def test_a_column_that_is_named_for_one_thing_is_not_found_for_another(write: Write) -> None:
-    found, said = read(write(["user,product,sku,rating", "a,Mug,7,1"]), title_column="product")
+    found, _ = read(write(["user,product,sku,rating", "a,Mug,7,1"]), title_column="product")
     assert found.interactions["item_id"].to_list() == ["7"] and found.catalog["title"].to_list() == ["Mug"]
     with pytest.raises(DataError, match="no column name says that it holds the items"):
         read(write(["user,product,code,rating", "a,Mug,7,1"]), title_column="product")
