@@ -282,11 +282,27 @@ class Campaign:
         data[self.draw.randrange(len(data))] ^= 1 << self.draw.randrange(8)
         file.write_bytes(bytes(data))
         outcome.places.append(str(file.relative_to(whole[0])))
+        if len(whole) == 1 and (folder / "run" / ADAPTER).is_file():
+            return self.refused_run(folder, reference, outcome)
         self.resume(folder, reference, outcome)
         said = f"{whole[0].name} is passed over" in (folder / "out").read_text()
         if not said and problem_with(whole[0]) is not None:
             outcome.wrong.append("the damage was not told")
             outcome.equal = False
+        return outcome
+
+    def refused_run(self, folder: Path, reference: Reference, outcome: Outcome) -> Outcome:
+        """A published run whose only checkpoint is damaged: --resume must not start it over, but leave it alone."""
+        outcome.places[-1] += ", the only checkpoint of a published run: refused"
+        outcome.folder = folder.name
+        code, _ = self.start(folder, reference.values, "--resume").end()
+        told = (folder / "err").read_text()
+        if code != 2 or "without a usable checkpoint to go on from" not in told:
+            outcome.wrong.append(f"--resume ended with {code}: {told[-600:]}")
+        for name in (ADAPTER, f"best/{ADAPTER}"):
+            if hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest() != reference.digests[name]:
+                outcome.wrong.append(name)
+        outcome.equal = not outcome.wrong
         return outcome
 
     def full_disk_run(self, case: str, reference: Reference) -> Outcome | None:

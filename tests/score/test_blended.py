@@ -250,7 +250,7 @@ def test_what_cannot_be_calibrated_is_one_line_and_changes_nothing(trained: Path
         recalibrate(copy, [], silent, QUIET)
     with pytest.raises(ModelError, match=r"blend: got \['stack'\], but the weights saved with this run are for"):
         open_run(copy, ["blend=[stack]"], silent)
-    saved = json.loads(before)
+    saved = json.loads(before) | {"sha256": None}
     (copy / FILE_NAME).write_text(json.dumps({**saved, "data_hash": "another"}), encoding="utf-8")
     with pytest.raises(DataError, match="not the dataset that the run was trained on"):
         recalibrate(copy, [], silent, QUIET)
@@ -280,6 +280,6 @@ def test_a_blend_that_cannot_be_applied_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(trained, tmp_path / "copy"))
     saved = json.loads((copy / FILE_NAME).read_text(encoding="utf-8"))
-    (copy / FILE_NAME).write_text(json.dumps({**saved, **change}), encoding="utf-8")
+    (copy / FILE_NAME).write_text(json.dumps({**saved, **change, "sha256": None}), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         open_run(copy, [], silent)

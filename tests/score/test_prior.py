@@ -131,7 +131,7 @@ def test_missing_and_damaged_rates_are_one_line(copy: Path) -> None:
 def test_a_prior_of_another_kind_is_refused(copy: Path, change: dict[str, Any]) -> None:
     values = json.loads((copy / FILE_NAME).read_text(encoding="utf-8"))
     values["prior"] |= change
-    (copy / FILE_NAME).write_text(json.dumps(values), encoding="utf-8")
+    (copy / FILE_NAME).write_text(json.dumps(values | {"sha256": None}), encoding="utf-8")
     assert "and this version cannot apply it" in refused(copy)
 
 
@@ -139,5 +139,5 @@ def test_a_table_that_holds_no_rates_is_refused(copy: Path) -> None:
     pl.DataFrame({"a": [1]}).write_parquet(copy / RATES)
     values = json.loads((copy / FILE_NAME).read_text(encoding="utf-8"))
     values["prior"]["sha256"] = hash_file(copy / RATES)
-    (copy / FILE_NAME).write_text(json.dumps(values), encoding="utf-8")
+    (copy / FILE_NAME).write_text(json.dumps(values | {"sha256": None}), encoding="utf-8")
     assert "damaged (it holds no item rates)" in refused(copy)

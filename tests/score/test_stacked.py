@@ -146,6 +146,6 @@ def test_the_stack_lies_beside_every_adapter_whole_or_refused(trained: Path, tmp
     with pytest.raises(ModelError, match=f"no {FILE}, which {FILE_NAME} names"):
         open_run(copy, [], silent)
     saved = json.loads((copy / FILE_NAME).read_text(encoding="utf-8"))
-    (copy / FILE_NAME).write_text(json.dumps({**saved, "baselines": {}}), encoding="utf-8")
+    (copy / FILE_NAME).write_text(json.dumps({**saved, "baselines": {}, "sha256": None}), encoding="utf-8")
     with pytest.raises(ModelError, match=r"baselines is \{\}, and this version cannot apply it"):
         open_run(copy, [], silent)

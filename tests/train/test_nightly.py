@@ -99,7 +99,7 @@ def test_what_differs_from_the_earlier_run_is_a_line_each(first: Path, run: Run,
 
 
 def test_another_base_or_prior_is_said_and_the_same_data_too(first: Path, run: Run, tmp_path: Path) -> None:
-    settings = json.loads((first / "rectune.json").read_text(encoding="utf-8"))
+    settings = json.loads((first / "rectune.json").read_text(encoding="utf-8")) | {"sha256": None}
     (first / "rectune.json").write_text(json.dumps({**settings, "base_model": "other/model", "quantization": "4-bit"}))
     names = {"dataset": str(tmp_path / "yesterday"), "dataset_dir": str(tmp_path / "day0")}
     more: dict[str, Any] = {**KEYS, **names, "adapter_name_or_path": str(first), "prior": "none"}

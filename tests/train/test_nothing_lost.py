@@ -21,6 +21,7 @@ from rectune.errors import ConfigError, ModelError
 from rectune.files import temporary_beside
 from rectune.lock import run_lock
 from rectune.model.lora import ADAPTER_FILE, seal_problem
+from rectune.score.settings import load_settings
 from rectune.train import trainer
 from rectune.train.checkpoints import checkpoint_folders, latest_checkpoint, mark_complete, problem_with
 from rectune.train.start import Resume, go_back
@@ -178,12 +179,18 @@ def test_no_byte_of_the_record_can_turn_unseen(finished: Path, tmp_path: Path) -
                 assert json.loads(bytes(turned)) == json.loads(record)  # only white space was turned
 
 
-@pytest.mark.parametrize("name", [ADAPTER_FILE, "adapter_config.json"])
+@pytest.mark.parametrize("name", [ADAPTER_FILE, "adapter_config.json", "rectune.json"])
 def test_a_damaged_published_adapter_is_put_back_by_resume(name: str, run: Run, finished: Path) -> None:
     before, kept = (finished / name).read_bytes(), (finished / "best" / name).read_bytes()
-    flip(finished / name)
-    flip(finished / "best" / name)
-    assert seal_problem(finished) == f"{name} is not what adapter.sha256 says"
+    for folder in (finished, finished / "best"):
+        if name == "rectune.json":  # a turned digit is still JSON
+            text = (folder / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text.replace('"threshold": 0.5', '"threshold": 0.4'), encoding="utf-8")
+            with pytest.raises(ModelError, match=r"damaged \(its content is not what its sha256 says\)"):
+                load_settings(folder)
+        else:
+            flip(folder / name)
+            assert seal_problem(folder) == f"{name} is not what adapter.sha256 says"
     run(Resume(latest=True))
     assert (finished / name).read_bytes() == before and (finished / "best" / name).read_bytes() == kept
     assert seal_problem(finished) is None

@@ -184,7 +184,7 @@ def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run, make: Call
 def test_resuming_over_changed_data_is_refused_with_both_hashes(run: Run, finished: Path) -> None:
     file = finished / "checkpoint-4" / "rectune.json"
     values = json.loads(file.read_text())
-    file.write_text(json.dumps(values | {"data_hash": "0123456789abcdef"}))
+    file.write_text(json.dumps(values | {"data_hash": "0123456789abcdef", "sha256": None}))
     mark_complete(finished / "checkpoint-4")
     before = contents(finished)
     with pytest.raises(ConfigError, match=f"content is {values['data_hash'][:12]} now, .* trained on 0123456789ab;"):

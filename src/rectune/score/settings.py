@@ -24,7 +24,7 @@ from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import ITEM_ID
 from rectune.errors import ModelError
-from rectune.files import atomic_path, write_json
+from rectune.files import atomic_path, hash_text, write_json
 from rectune.prompt.encode import PROMPT_KEYS
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.version import __version__
@@ -40,6 +40,8 @@ MODEL, OFFSET = "model", "offset"
 LABEL_WORDS, CLASSIFIER = "label_words", "classifier"
 _CONTENT = ("rates", "fitted")
 """Fields that are files of their own."""
+_OWN_HASH = "sha256"
+"""Key of `rectune.json` with the hash of all others; whoever changes the file by hand removes it."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,6 +55,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    """SHA-256 of the settings as JSON, whatever their order and spacing."""
+    return hash_text(json.dumps(json.loads(json.dumps(values)), sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class AdapterSettings:
         for name, content in {**files, **({} if self.rates is None else {RATES: self.rates})}.items():
             with atomic_path(folder / name) as temporary:
                 temporary.write_bytes(content)
-        write_json(folder / FILE_NAME, {key: value for key, value in asdict(self).items() if key not in _CONTENT})
+        values = {key: value for key, value in asdict(self).items() if key not in _CONTENT}
+        write_json(folder / FILE_NAME, values | {_OWN_HASH: _hash_of(values)})
 
     @property
     def correction(self) -> str:
@@ -317,6 +325,8 @@ def load_settings(folder: Path) -> AdapterSettings:
         known = {item.name for item in fields(AdapterSettings)} - set(_CONTENT)
         if not all(isinstance(part, dict) for part in (values, values["prompt"], values["verbalizer"])):
             raise ValueError("prompt and verbalizer are not mappings")
+        if values.pop(_OWN_HASH, None) not in (None, _hash_of(values)):
+            raise ValueError(f"its content is not what its {_OWN_HASH} says")
         if values.get("stack"):
             raise ModelError(
                 f"{file}: its stack was saved by an earlier version, which this one cannot read; train again"

@@ -28,6 +28,10 @@ def _same_adapter(source: Path, run: Path) -> bool:
     there = [folder / name for folder in (source, run) for name in (ADAPTER_FILE, SEAL, FILE_NAME)]
     if not all(file.is_file() for file in there):
         return False
+    try:
+        load_settings(run)
+    except ModelError:
+        return False
     return hash_file(source / ADAPTER_FILE) == hash_file(run / ADAPTER_FILE) and seal_problem(run) is None
 
 
