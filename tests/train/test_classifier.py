@@ -259,7 +259,7 @@ def test_settings_with_a_head_that_is_not_the_prompts_are_refused(run: Run) -> N
     folder, _ = run(**CLASSIFIER)
     file = folder / "rectune.json"
     values = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(values | {"head": "label_words"}), encoding="utf-8")
+    file.write_text(json.dumps(values | {"head": "label_words", "sha256": None}), encoding="utf-8")
     with pytest.raises(ModelError, match="head is 'label_words', and this version cannot apply it"):
         open_run(folder, [], silent)
 
