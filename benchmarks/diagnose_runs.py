@@ -1,6 +1,6 @@
 """Runs made to fail in known ways, and healthy ones, on SmolLM2-135M and MovieLens-100K: what the diagnosis says.
 
-Each run is the demo's configuration with few events and the keys named below; a minute or so each on two cores.
+Each run is the demo's configuration with few events and the keys named below.
 
   python benchmarks/diagnose_runs.py
   python benchmarks/diagnose_runs.py healthy rate_too_high --output /tmp/diagnose
@@ -28,9 +28,8 @@ from rectune.train.train import train
 
 FEW: dict[str, Any] = {
     "max_train_samples": 1200,
-    "max_eval_samples": 200,
-    "cutoff_len": 256,
-    "eval_steps": 16,
+    "max_eval_samples": 300,
+    "eval_steps": 10,
     "save_steps": 1000,
     "logging_steps": 2,
     "report_to": "none",
@@ -81,9 +80,11 @@ class Case:
     data: Callable[[Config, Path], Path] | None = None
 
 
+TOO_FEW = {"max_train_samples": 800, "max_eval_samples": 200, "cutoff_len": 256}
 CASES = {
     "healthy": Case("nothing is wrong"),
     "healthy_no_prior": Case("nothing is wrong", {"prior": "none", "loss_over": "vocabulary"}),
+    "too_few": Case("800 events in windows of 256, 200 to evaluate", TOO_FEW),
     "rate_too_high": Case("learning_rate a hundred times too high", {"learning_rate": 0.05, "warmup_ratio": 0.2}),
     "rate_too_low": Case("learning_rate a thousand times too low", {"learning_rate": 5e-7}),
     "no_effect": Case("learning_rate of nearly nothing", {"learning_rate": 1e-12}),
