@@ -18,13 +18,16 @@ Say = Callable[[str], None]
 
 
 def _changed_keys(config: Config, run: Path) -> list[str]:
-    """Keys in which a run's saved configuration differs from this one; epochs added by --extra-epochs do not count."""
+    """Keys in which a run's saved configuration differs from this one.
+
+    Epochs added by --extra-epochs do not count, nor does what a sweep would vary.
+    """
     from rectune.train.start import asked_epochs
 
     before, now = load_config(run).model_dump(mode="json"), config.model_dump(mode="json")
     asked = asked_epochs(run)
     before["num_train_epochs"] = before["num_train_epochs"] if asked is None else asked
-    return [key for key in now if before[key] != now[key]]
+    return [key for key in now if before[key] != now[key] and key != "sweep"]
 
 
 def _trained_already(config: Config, resume: bool, overwrite: bool) -> bool:

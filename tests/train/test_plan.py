@@ -87,6 +87,34 @@ def test_where_no_single_change_is_enough_a_smallest_set_is_found() -> None:
     assert largest_batch(config, total, 103, "per_device_train_batch_size") == 0
 
 
+def test_changes_are_planned_whatever_a_sweep_would_vary(wide: str, make: Make) -> None:
+    space = {"per_device_train_batch_size": [2, 4], "lora_rank": [16, 32], "gradient_accumulation_steps": [2, 4]}
+    config = make(model_name_or_path=wide, bf16="auto", sweep=space)
+    plan = on_card(config, 24)
+    assert plan.remedies() == on_card(config.with_overrides(sweep={}), 24).remedies()
+    assert any(remedy.changes == {"lora_rank": 8} for remedy in plan.remedies())
+    assert plan.largest_batch() == on_card(config.with_overrides(sweep={}), 24).largest_batch()
+    assert "run again with" in plan.advice()
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_change_that_another_key_forbids_is_not_proposed(wide: str, make: Make, kind: str) -> None:
+    plan = on_card(make(model_name_or_path=wide, bf16="auto", init_lora_weights=kind), 12)
+    assert not plan.fits and "gradient_checkpointing=true" in plan.refusal() and "use_qlora" not in plan.refusal()
+    assert "use_qlora" not in plan.advice()
+    assert "use_qlora=true" in on_card(make(model_name_or_path=wide, bf16="auto"), 12).refusal()
+
+
+@pytest.mark.parametrize("command", [["plan"], ["train", "--dry-run"], ["inspect"]], ids=" ".join)
+def test_commands_that_change_keys_for_themselves_take_a_configuration_with_a_sweep(
+    command: list[str], make: Make, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    space = {"per_device_train_batch_size": [2, 4], "warmup_ratio": [0.03, 0.1], "cutoff_len": [256, 512]}
+    file.write_text(make(sweep=space).to_yaml(), encoding="utf-8")
+    _run([command[0], str(file), *command[1:]])
+
+
 def test_plan_prints_a_table_and_as_json_the_same_figures(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,7 @@ def test_extra_epochs_train_on_and_the_step_counter_goes_on(run: Run, make: Call
         "max_train_samples": 16,
         "save_steps": 2,
         "logging_steps": 1,
+        "sweep": {"num_train_epochs": [1.0, 1.5]},  # which two epochs are none of
     }
     folder, _ = run(**keys)
     assert steps(folder, "loss") == [1, 2, 3, 4]

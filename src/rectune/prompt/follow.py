@@ -36,7 +36,7 @@ def follow_events(config: Config, data: Dataset, prompts: PointwisePrompts, coun
     tokenizer, verbalizer = prompts.pieces.tokenizer, prompts.verbalizer
 
     say = _printer(console)
-    uncut = PointwisePrompts(config.with_overrides(cutoff_len=NO_CUT), prompts.pieces)
+    uncut = PointwisePrompts(config.with_overrides(cutoff_len=NO_CUT, sweep={}), prompts.pieces)
     # Spread over the users, since the first rows are all the first user's.
     for number, row in enumerate(rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist(), start=1):
         history, candidate = histories.history(row), histories.titles[row]

@@ -68,7 +68,7 @@ def _prompts(
         follow_events(config, data, PointwisePrompts(config, pieces), examples, console)
     start = time.perf_counter()
     # Lengths are measured uncut; the cut itself is judged against cutoff_len afterwards.
-    uncut = config.with_overrides(cutoff_len=NO_CUT)
+    uncut = config.with_overrides(cutoff_len=NO_CUT, sweep={})
     trees = encode(uncut, data.events, data.catalog, data.content_hash, PointwisePrompts(uncut, pieces), rows, say)
     seconds = time.perf_counter() - start
     lengths = trees.lengths + (2 if ends_answers(config) else 0)

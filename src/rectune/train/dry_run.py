@@ -88,6 +88,7 @@ def dry_run(config: Config, say: Say, console: Console, ignore_plan: bool = Fals
             gen_eval_samples=0,
             report_to="none",
             blend=[],
+            sweep={},
         )
         watcher = memory_watcher(choose_device()[0])
         lines: list[str] = []

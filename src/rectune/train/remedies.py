@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rectune.config import Config
+from rectune.errors import ConfigError
 
 Changes = dict[str, Any]
 Total = Callable[[Config], int]
@@ -32,7 +33,7 @@ def largest_batch(config: Config, total: Total, room: int, key: str, most: int =
     """The largest value of a batch key with which a run fits, 0 where not even 1 does."""
 
     def fits(size: int) -> bool:
-        return total(config.with_overrides(**{key: size})) <= room
+        return total(_with(config, [{key: size}])) <= room
 
     if not fits(1):
         return 0
@@ -69,7 +70,7 @@ def _candidates(config: Config, total: Total, room: int) -> list[Changes]:
         found.append({"lora_target": "qv"})
     if config.lora_rank > 8:
         found.append({"lora_rank": 8})
-    return found
+    return [change for change in found if _valid(config, change)]
 
 
 def remedies(config: Config, total: Total, room: int) -> list[Remedy]:
@@ -85,7 +86,7 @@ def remedies(config: Config, total: Total, room: int) -> list[Remedy]:
         The least that fits is marked.
     """
     now = total(config)
-    sizes = [(change, total(config.with_overrides(**change))) for change in _candidates(config, total, room)]
+    sizes = [(change, total(_with(config, [change]))) for change in _candidates(config, total, room)]
     found = [Remedy(change, size, size <= room) for change, size in sizes if size < now]
     first = next((index for index, remedy in enumerate(found) if remedy.fits), None)
     if first is not None:
@@ -110,4 +111,14 @@ def remedies(config: Config, total: Total, room: int) -> list[Remedy]:
 
 
 def _with(config: Config, changes: list[Changes]) -> Config:
-    return config.with_overrides(**{key: value for change in changes for key, value in change.items()})
+    """The configuration with these changes; what a sweep of it would vary is no matter here and may not forbid them."""
+    return config.with_overrides(**{key: value for change in changes for key, value in change.items()}, sweep={})
+
+
+def _valid(config: Config, change: Changes) -> bool:
+    """Whether a change goes together with all other keys."""
+    try:
+        _with(config, [change])
+    except ConfigError:
+        return False
+    return True

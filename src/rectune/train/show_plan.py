@@ -34,7 +34,9 @@ def _workload(config: Config, say: Say) -> Workload:
     from rectune.prompt.layouts import prompts_for
     from rectune.prompt.pieces import Pieces
 
-    config = config.with_overrides(prior="none") if config.prior == "stack" else config  # a prior changes no length
+    config = (
+        config.with_overrides(prior="none", sweep={}) if config.prior == "stack" else config
+    )  # a prior changes no length
     try:
         prompts = prompts_for(config, Pieces(load_tokenizer(config, say)))
         data = open_dataset(config, say)

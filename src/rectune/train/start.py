@@ -131,7 +131,10 @@ def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say) -> 
         say(f"start: removed what a killed process left half-written: {', '.join(sorted(removed))}")
     checkpoint = starting_point(config, resume, overwrite, say)
     extra = extra_epochs(config, resume, checkpoint)
-    longer = config.with_overrides(num_train_epochs=config.num_train_epochs + extra)
+    longer = config
+    if extra:  # beyond what a sweep of it may vary
+        space = {key: part for key, part in config.sweep.items() if key != "num_train_epochs"}
+        longer = config.with_overrides(num_train_epochs=config.num_train_epochs + extra, sweep=space)
     before = None if checkpoint is None else saved_config(checkpoint.folder)
     if checkpoint is not None and before is not None:
         check_changes(before, longer, checkpoint.folder, say)
