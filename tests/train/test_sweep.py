@@ -101,6 +101,8 @@ def test_the_value_of_a_trial_is_that_of_the_adapter_it_kept(uninterrupted: Any)
         table["label"].to_numpy(), table["log_odds"].to_numpy(), table["user_id"].to_list(), "auc"
     )
     assert found["events"] == len(table)
+    told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert told["loss_shift"] == json.loads((folder / "rectune.json").read_text(encoding="utf-8"))["loss_shift"]
 
 
 def test_only_the_best_trial_keeps_its_weights_and_all_keep_their_story(uninterrupted: Any) -> None:

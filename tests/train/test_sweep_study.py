@@ -7,13 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from rectune.config import Config, parse_config
 from rectune.errors import ConfigError
 from rectune.files import write_json
+from rectune.train.publish import VALIDATION_PREDICTIONS
 from rectune.train.sweep import _check_going, _run
-from rectune.train.sweep_result import best_config, tidy, trial_folder
+from rectune.train.sweep_result import best_config, summary, tidy, trial_folder
 from rectune.train.sweep_study import FILE, SweepStudy, best_row
 from rectune.train.sweep_trial import RESULT, Result
 
@@ -173,6 +175,28 @@ def test_the_best_keeps_its_folder_when_a_better_one_comes_it_loses_its_weights(
     assert (kept(0), kept(1)) == (whole + story, story)
     trained(0.7)
     assert (kept(0), kept(2)) == (story, whole + story)
+
+
+def test_the_verdict_takes_off_what_class_weights_have_added(tmp_path: Path) -> None:
+    asked = config(tmp_path, sweep={"class_weights": ["none", [1.0, 20.0]]})
+    study = opened(tmp_path / "s", asked, metric="f1")
+    users = [f"u{number}" for number in range(20) for _ in range(4)]
+    labels = [1, 0, 1, 0] * 20
+    plain = [2.0, -1.0, 1.0, -2.0] * 20  # every answer is right, in both trials
+    for shift in (0.0, math.log(20.0)):
+        trial = study.next_trial()
+        run = trial_folder(study.folder, trial.number)
+        run.mkdir(parents=True)
+        odds = [value + shift for value in plain]
+        table = pl.DataFrame({"user_id": users, "label": labels, "log_odds": odds})
+        table.write_parquet(run / VALIDATION_PREDICTIONS)
+        result = Result("complete", 1.0 + shift / 1000, 4, loss_shift=shift)  # the weighted one is the best
+        write_json(run / RESULT, asdict(result))
+        study.finish(trial, result, 1.0)
+    found = summary(study)
+    assert found["best"]["trial"] == 1
+    assert found["best"]["standard_error"] == 0.0  # raw log-odds would call all but one answer in four a yes
+    assert found["against_own"]["difference"] == 0.0 and found["not_told_apart"] == [0]
 
 
 def test_three_failures_end_a_sweep_only_where_nothing_has_worked(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rectune.measure.bootstrap import Difference, bootstrap_standard_error, pair
 from rectune.train.publish import VALIDATION_PREDICTIONS
 from rectune.train.start import HISTORY
 from rectune.train.sweep_study import Row, SweepStudy, best_row
-from rectune.train.sweep_trial import OUTPUT, RESULT
+from rectune.train.sweep_trial import OUTPUT, RESULT, read_result
 
 TRIALS = "trials"
 BEST_CONFIG = "best.yaml"
@@ -83,8 +83,13 @@ def tidy(folder: Path, rows: list[Row], best: Row | None) -> None:
 
 
 def _predictions(folder: Path, row: Row) -> pl.DataFrame | None:
-    file = trial_folder(folder, row.number) / VALIDATION_PREDICTIONS
-    return pl.read_parquet(file) if file.is_file() else None
+    """A trial's validation predictions as its metrics take them: what class weights add to log-odds is taken off."""
+    run = trial_folder(folder, row.number)
+    if not (run / VALIDATION_PREDICTIONS).is_file():
+        return None
+    result = read_result(run)
+    shift = 0.0 if result is None else result.loss_shift
+    return pl.read_parquet(run / VALIDATION_PREDICTIONS).with_columns(pl.col("log_odds") - shift)
 
 
 def _difference(metric: str, one: pl.DataFrame, other: pl.DataFrame) -> Difference | None:

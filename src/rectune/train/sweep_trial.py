@@ -40,12 +40,14 @@ class Result:
         value: the metric of the adapter that the run has kept as its best; None where there is none.
         step: the optimiser step of that adapter.
         reason: why it is not complete.
+        loss_shift: what class weights in its loss have added to the log-odds of its predictions' file.
     """
 
     outcome: Outcome
     value: float | None = None
     step: int | None = None
     reason: str = ""
+    loss_shift: float = 0.0
 
 
 def _end_with(parent: object) -> None:
@@ -64,6 +66,7 @@ def _train(config: Config, metric: str, channel: Connection) -> Result:
 
     from rectune.cli_options import say
     from rectune.model.lora import ADAPTER_FILE
+    from rectune.score.settings import load_settings
     from rectune.train.checkpoints import checkpoint_folders
     from rectune.train.pruning import Pruning
     from rectune.train.start import BEST, HISTORY, Resume
@@ -79,7 +82,8 @@ def _train(config: Config, metric: str, channel: Connection) -> Result:
     values = [log[f"eval_{metric}"] for log in history if log["step"] == step and f"eval_{metric}" in log]
     if not values:
         return Result("refused", reason=f"{metric} has no value on these validation events")
-    return Result("pruned" if pruning.reason else "complete", float(values[-1]), int(step), pruning.reason)
+    outcome: Outcome = "pruned" if pruning.reason else "complete"
+    return Result(outcome, float(values[-1]), int(step), pruning.reason, load_settings(run).loss_shift)
 
 
 def run_trial(config: Config, metric: str, channel: Connection) -> None:
