@@ -13,6 +13,7 @@ import typer
 from rectune.cli_options import (
     AsOf,
     ConfigPath,
+    IgnorePlan,
     Mode,
     ModeOption,
     Overrides,
@@ -63,12 +64,13 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
+    ignore_plan: IgnorePlan = False,
 ) -> None:
     """Everything from ratings to a report: prepare, train, evaluate base beside tuned."""
     from rectune.pipeline import run_all
 
     with outlive_terminal():
-        run_all(_load(config, overrides), resume, overwrite, say, console())
+        run_all(_load(config, overrides), resume, overwrite, say, console(), ignore_plan)
 
 
 app.command(epilog=PREPARE_EXAMPLE)(prepare)
@@ -123,9 +125,7 @@ def train(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in output_dir.")] = False,
-    ignore_plan: Annotated[
-        bool, typer.Option("--ignore-plan", help="Go on where the plan says that the run does not fit the memory.")
-    ] = False,
+    ignore_plan: IgnorePlan = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="A prompt, two steps, an evaluation, a save and a reload; nothing is kept."),

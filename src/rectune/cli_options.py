@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")]
+IgnorePlan = Annotated[
+    bool, typer.Option("--ignore-plan", help="Go on where the plan says that the run does not fit the memory.")
+]
 RunPath = Annotated[Path, typer.Argument(help="Run folder (output_dir of a training) or one of its checkpoints.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of configuration keys.")

@@ -87,7 +87,9 @@ def _say_next(run: Path, say: Say) -> None:
         say(f"  {command:<{width}}   {meaning}")
 
 
-def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Console) -> None:
+def run_all(
+    config: Config, resume: bool, overwrite: bool, say: Say, console: Console, ignore_plan: bool = False
+) -> None:
     """Prepare, train, evaluate and report; a stage that is done already is not done again.
 
     Args:
@@ -96,6 +98,7 @@ def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Co
         overwrite: remove an earlier run in `output_dir`.
         say: prints one line.
         console: shows progress and the table.
+        ignore_plan: train where the plan says that it does not fit the memory.
     """
     from rectune.report.evaluate import evaluate
     from rectune.train.start import Resume
@@ -117,7 +120,7 @@ def run_all(config: Config, resume: bool, overwrite: bool, say: Say, console: Co
         cut_off = _cut_off(config, resume, overwrite)
         if cut_off:
             say(f"{config.output_dir}: an unfinished run with this configuration, so it goes on")
-        train(config, say, console, Resume(latest=resume or cut_off), overwrite=overwrite)
+        train(config, say, console, Resume(latest=resume or cut_off), overwrite=overwrite, ignore_plan=ignore_plan)
     head(3, "evaluate on test, untuned beside tuned")
     found = evaluate(config.output_dir, [], "test", "logits", True, say, console)
     say(f"\nreport: {found.page}")

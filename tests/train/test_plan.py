@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from rectune.config import Config
 from rectune.errors import ResourceError
 from rectune.model.shape import model_shape
 from rectune.train.dry_run import dry_run
+from rectune.train.halving import Halving
 from rectune.train.plan import GIB, Machine, Plan
 from rectune.train.remedies import largest_batch, remedies
+from rectune.train.shortage import shortages
 from rectune.train.workload import bounded_workload
 
 QUIET = Console(quiet=True)
@@ -145,8 +148,6 @@ def test_train_refuses_what_cannot_fit_and_goes_on_when_told(
     real = Machine.of
 
     def small(config: Config, memory_gib: float | None = None) -> Machine:
-        from dataclasses import replace
-
         found = real(config, memory_gib)
         return replace(found, room=found.resident + 1_000_000)
 
@@ -171,8 +172,102 @@ def test_a_shortage_is_explained_from_the_plan(run: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trainer, "hidden_at", greedy)
     with pytest.raises(ResourceError, match=r"out of memory on cpu; .* planned were 0\.\d\d GiB \(program") as caught:
-        run(max_steps=1)
-    assert "\n" not in str(caught.value)
+        run(max_steps=1, auto_batch=False)
+    assert "\n" not in str(caught.value) and "at a time" not in str(caught.value)
+    with pytest.raises(ResourceError, match=r"no checkpoint was saved yet.* GiB with 1 row at a time \(") as caught:
+        run(max_steps=1, overwrite=True)
+    assert "checkpoints" not in str(caught.value)  # none is there that a change could suit or not
+
+
+@pytest.mark.parametrize(
+    ("rows", "change"),
+    [
+        (None, "per_device_train_batch_size=4 gradient_accumulation_steps=4"),
+        (3, "per_device_train_batch_size=1 gradient_accumulation_steps=16"),  # of 8, 2 is what 3 hold
+        (1, "gradient_checkpointing=true"),  # a smaller batch is no advice where one row has failed
+    ],
+)
+def test_the_advice_of_a_shortage_knows_what_has_been_tried(
+    rows: int | None, change: str, wide: str, make: Make, tmp_path: Path
+) -> None:
+    config = make(model_name_or_path=wide, use_qlora=True, bf16="auto", per_device_train_batch_size=8, cutoff_len=1024)
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    halving = Halving(True, print)
+    halving.rows = rows
+    with (
+        pytest.raises(ResourceError, match=r"the last checkpoint is whole\. .*, and --resume$") as caught,
+        shortages("cuda", on_card(config, 24), tmp_path / "run", halving),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert f"run again with {change}, planned at" in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_shortage_in_an_evaluation_is_told_as_one(run: Any, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rectune.score import scorer
+
+    real, passes = scorer.hidden_at, []
+
+    def greedy(*arguments: Any, **named: Any) -> torch.Tensor:
+        passes.append(1)
+        if kept is False or len(passes) > 1:  # the first scores what the untrained model says
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(scorer, "hidden_at", greedy)
+    stands = "the last checkpoint is whole" if kept else "no checkpoint was saved yet"
+    with pytest.raises(ResourceError, match=rf"^out of memory on cpu; {stands}\. In an evaluation .planned") as caught:
+        run(max_steps=2, eval_steps=2, save_steps=1)
+    assert "set per_device_eval_batch_size=8, and run again with --resume" in str(caught.value)
+
+
+def test_what_fits_in_parts_is_not_refused_with_auto_batch(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rectune.train import train
+
+    real = train.planned
+
+    def tight(config: Config, work: Any, machine: Machine, ignore: bool, say: Any) -> Plan | None:
+        plan = Plan(config, model_shape(config, say), work, machine)
+        two, three = (plan.total(config.with_overrides(per_device_train_batch_size=rows)) for rows in (2, 3))
+        assert two < three
+        return real(config, work, replace(machine, room=(two + three) // 2), ignore, say)
+
+    monkeypatch.setattr(train, "planned", tight)
+    keys = {"max_steps": 1, "save_steps": 1, "eval_strategy": "no", "per_device_train_batch_size": 4}
+    with pytest.raises(ResourceError, match="per_device_train_batch_size=2 gradient_accumulation_steps=4"):
+        run(**keys, auto_batch=False)
+    folder, lines = run(**keys, overwrite=True)
+    assert any(line.startswith("plan: 4 rows at once do not fit, 2 do; auto_batch computes micro-") for line in lines)
+    assert json.loads((folder / "checkpoint-1" / "micro_batch.json").read_text()) == {"rows": 2}
+
+
+def test_on_a_card_halves_wait_until_memory_runs_out(wide: str, make: Make) -> None:
+    config = make(model_name_or_path=wide, use_qlora=True, bf16="auto", per_device_train_batch_size=8, cutoff_len=1024)
+    need = on_card(config, 24).total(config.with_overrides(per_device_train_batch_size=3)) / GIB
+    assert on_card(config, need).in_parts().startswith("8 rows at once do not fit, 3 do; auto_batch computes micro-")
+    assert "in halves where memory does run out" in on_card(config, need).in_parts()
+    assert on_card(config.with_overrides(auto_batch=False), need).in_parts() == ""
+    assert on_card(config, 1).in_parts() == "" and on_card(config, 800).in_parts() == ""
+
+
+def test_run_has_the_option_that_its_refusal_names(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rectune.errors import ModelError
+    from rectune.train import train
+
+    real = Machine.of
+    monkeypatch.setattr(Machine, "of", lambda config, gib=None: replace(real(config, gib), room=1_000_000))
+
+    def enough(*arguments: Any) -> None:
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(train, "load_for_training", enough)
+    (tmp_path / "config.yaml").write_text(make(max_steps=1).to_yaml(), encoding="utf-8")
+    for more, said in (([], "go on regardless with --ignore-plan"), (["--ignore-plan"], "far enough")):
+        with pytest.raises(SystemExit):
+            main(["run", str(tmp_path / "config.yaml"), *more])
+        assert said in capsys.readouterr().err
 
 
 def test_a_rehearsal_trains_saves_and_loads_again_and_leaves_nothing(make: Make, tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def trainer_arguments(config: Config, epochs: float, say: Say) -> Any:
     return arguments
 
 
-def check_optimizer(config: Config, device: str, say: Say) -> None:
-    """Say what the optimiser cannot do here, before the Trainer would.
+def check_optimizer(config: Config) -> None:
+    """See that the optimiser can be had, before anything is loaded.
 
     Raises:
         ResourceError: it comes from bitsandbytes, which is not installed.
@@ -87,6 +87,10 @@ def check_optimizer(config: Config, device: str, say: Say) -> None:
             f"optim: {config.optim} needs bitsandbytes, which is not installed: pip install bitsandbytes, "
             "or set optim=adamw_torch"
         )
+
+
+def say_paging(config: Config, device: str, say: Say) -> None:
+    """Say that a paged optimiser does not page here, in place of the library's warning."""
     if device == "cpu" and config.optim.startswith("paged"):
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         say(f"optimiser: {config.optim} on a CPU works without paging")

@@ -49,7 +49,7 @@ class Halving:
         checkpoint: folder of the checkpoint that the run goes on from.
 
     Attributes:
-        rows: rows at once; None until memory has run out.
+        rows: rows at once; None for whole micro-batches, as long as memory has not run out.
     """
 
     def __init__(self, wanted: bool, say: Callable[[str], None], checkpoint: Path | None = None) -> None:
@@ -59,6 +59,11 @@ class Halving:
         if wanted and checkpoint is not None and (checkpoint / _FILE).is_file():
             self.rows = int(json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))["rows"])
             say(f"memory: {self.rows} rows at a time, as before the checkpoint")
+
+    def begin_with(self, rows: int) -> None:
+        """Compute no more than these rows at once from here on."""
+        if self.wanted:
+            self.rows = min(rows, self.rows or rows)
 
     def save(self, checkpoint: Path) -> None:
         """Write the rows at once into a checkpoint's folder, if memory has run out before."""

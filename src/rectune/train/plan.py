@@ -123,6 +123,24 @@ class Plan:
         """The largest per_device_train_batch_size that fits."""
         return largest_batch(self.config, self.total, self.machine.room, "per_device_train_batch_size")
 
+    def rows_at_once(self) -> int:
+        """Rows of a micro-batch that fit at once: all of them where the run fits, 0 where not even one does."""
+        size = self.config.per_device_train_batch_size
+        return largest_batch(self.config, self.total, self.machine.room, "per_device_train_batch_size", size)
+
+    def in_parts(self) -> str:
+        """How `auto_batch` goes about a run that does not fit at once, in a line; empty where that is no help."""
+        size, rows = self.config.per_device_train_batch_size, self.rows_at_once()
+        if self.fits or not rows or not self.config.auto_batch:
+            return ""
+        how = "in parts of so many"  # where memory that runs out ends the process, nothing can be tried
+        if self.machine.device.type != "cpu":
+            how = "in halves where memory does run out"
+        return (
+            f"{size} rows at once do not fit, {rows} do; auto_batch computes micro-batches {how}, the effective batch "
+            "unchanged"
+        )
+
     def remedies(self) -> list[Remedy]:
         """What would make it fit, the least harmful first."""
         return remedies(self.config, self.total, self.machine.room)
@@ -136,18 +154,34 @@ class Plan:
         ]
         return "\n  ".join([*lines, *map(_remedy_line, self.remedies())])
 
-    def advice(self) -> str:
-        """After memory ran out: where it went, and the least change that makes room."""
-        found = self.footprint()
+    def advice(self, rows: int | None = None, checkpoint: bool = True) -> str:
+        """After memory ran out: where it went, and the least change that makes room.
+
+        Args:
+            rows: of a micro-batch that were computed at once when it did; None for all.
+            checkpoint: whether there is one to go on from.
+        """
+        config, size = self.config, self.config.per_device_train_batch_size
+        if rows is not None:  # a divisor, so that a smaller batch is proposed beside the same effective one
+            part = next(part for part in range(min(rows, size), 0, -1) if size % part == 0)
+            times = config.gradient_accumulation_steps * size // part
+            config = config.with_overrides(
+                per_device_train_batch_size=part, gradient_accumulation_steps=times, sweep={}
+            )
+        found = self.footprint(config)
         most = sorted(found.parts.items(), key=lambda part: -part[1])[:3]
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in most)
         half = int(0.75 * found.total)  # the plan was too low, or others took memory: leave a quarter of room
-        best = next((remedy for remedy in remedies(self.config, self.total, half) if remedy.least), None)
+        best = next((remedy for remedy in remedies(config, self.total, half) if remedy.least), None)
         change = best.written() if best is not None else "a smaller model"
         after = f", planned at {best.total / GIB:.2f} GiB" if best is not None else ""
         resumable = best is not None and _NEW_RUN.isdisjoint(best.changes)
-        how = "and --resume" if resumable else "as a new run (its checkpoints do not fit such a change)"
-        return f"planned were {found.total / GIB:.2f} GiB ({parts}); run again with {change}{after}, {how}"
+        how = ", and --resume" if resumable else ", as a new run (its checkpoints do not fit such a change)"
+        at_once = "" if rows is None else f" with {rows} row{'s' if rows > 1 else ''} at a time"
+        return (
+            f"planned were {found.total / GIB:.2f} GiB{at_once} ({parts}); run again with {change}{after}"
+            f"{how if checkpoint else ''}"
+        )
 
 
 _NEW_RUN = {"cutoff_len", "use_qlora", "lora_target", "lora_rank"}
@@ -182,8 +216,10 @@ def planned(config: Config, work: Workload, machine: Machine, ignore: bool, say:
     evaluation = f"; evaluation {found.evaluation / GIB:.2f}" if found.evaluation else ""
     say(f"plan: {found.total / GIB:.2f} of {plan.machine.room / GIB:.2f} GiB {plan.machine.said}: {parts}{evaluation}")
     if not plan.fits and not ignore:
-        raise ResourceError(plan.refusal())
-    if not plan.fits:
+        if not plan.in_parts():
+            raise ResourceError(plan.refusal())
+        say(f"plan: {plan.in_parts()}")
+    elif not plan.fits:
         say("plan: it does not fit; going on regardless, as --ignore-plan asks")
     return plan
 

@@ -169,5 +169,5 @@ def show_plan(
     if plan.fits:
         say(f"fits: per_device_train_batch_size may be up to {largest:,}")
     else:
-        say(plan.refusal())
+        say(plan.in_parts() or plan.refusal())
     return plan

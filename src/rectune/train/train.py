@@ -33,7 +33,7 @@ from rectune.score.joined import joined_rows
 from rectune.score.settings import AdapterSettings, settings_of
 from rectune.terminal import outlive_terminal
 from rectune.train.adapter import adapted_model
-from rectune.train.arguments import check_optimizer, planned_steps, trainer_arguments
+from rectune.train.arguments import check_optimizer, planned_steps, say_paging, trainer_arguments
 from rectune.train.backends import load_for_training, prepare_backend, trainer_of
 from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import checkpoint_folders, evaluation_pending, problem_with
@@ -152,6 +152,7 @@ def train(
             "without blend and run `rectune calibrate` afterwards"
         )
     check_trackers(config)
+    check_optimizer(config)
     resume = resume or Resume()
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
@@ -207,6 +208,7 @@ def _train(
         for split in (TRAIN, VALIDATION)
         for rows in (split_sample(config, data.events, split),)
     )
+    answer_loss = loss_of(config, trees.labels, say)
     say(
         f"data: {len(trees.labels):,} training and {len(held_out.labels):,} validation events in {len(trees):,} and "
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
@@ -215,7 +217,7 @@ def _train(
     packs = _packs(config, trees, say, rehearsal)
     plan = planned(config, workload_of(config, trees, held_out, packs), machine, ignore_plan, say)
     loaded = load_for_training(config, say)
-    check_optimizer(config, loaded.device.type, say)
+    say_paging(config, loaded.device.type, say)
     loaded = for_answers(config, loaded, prompts.verbalizer, say)
     stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
     cache = config.preprocessing_cache_dir
@@ -224,7 +226,6 @@ def _train(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
         data.content_hash, data.events, {} if stack is None else {"stack": stack},
     )  # fmt: skip
-    answer_loss = loss_of(config, trees.labels, say)
     settings = settings.with_loss_shift(answer_loss.shift)
     joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
@@ -252,6 +253,8 @@ def _train(
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
     halving = Halving(config.auto_batch, say, start.folder if start else None)
+    if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
+        halving.begin_with(plan.rows_at_once())
     if not begin.in_place:
         if overwrite:
             empty(run)
@@ -300,7 +303,7 @@ def _train(
         say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
     else:
         try:
-            with shortages(loaded.device.type, plan):
+            with shortages(loaded.device.type, plan, run, halving):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
             checkup.look(trainer.state.log_history, silent=True)
