@@ -14,11 +14,12 @@ from rich.console import Console
 
 from rectune.cli import main
 from rectune.config import Config
-from rectune.errors import ResourceError
+from rectune.errors import ModelError, ResourceError
 from rectune.model.shape import model_shape
 from rectune.train.dry_run import dry_run
 from rectune.train.halving import Halving
-from rectune.train.plan import GIB, Machine, Plan
+from rectune.train.pace import estimate_pace
+from rectune.train.plan import GIB, Machine, Plan, planned
 from rectune.train.remedies import largest_batch, remedies
 from rectune.train.shortage import shortages
 from rectune.train.workload import bounded_workload
@@ -116,6 +117,29 @@ def test_commands_that_change_keys_for_themselves_take_a_configuration_with_a_sw
     space = {"per_device_train_batch_size": [2, 4], "warmup_ratio": [0.03, 0.1], "cutoff_len": [256, 512]}
     file.write_text(make(sweep=space).to_yaml(), encoding="utf-8")
     _run([command[0], str(file), *command[1:]])
+
+
+def test_the_plan_of_a_second_training_is_that_of_the_adapter_it_goes_on_from(make: Make, tmp_path: Path) -> None:
+    told = {"r": 4, "target_modules": ["v_proj", "q_proj"], "layers_to_transform": [1], "use_dora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told | {"lora_dropout": 0.0}), encoding="utf-8")
+    config = make(adapter_name_or_path=str(tmp_path), lora_rank=64, init_lora_weights="pissa", weight_decay=0.0)
+    plan = planned(config, bounded_workload(config), Machine.of(config, 24), False, print)
+    # q and v of the tiny model are 32 x 32 and 32 x 16: 4 x (64 + 48) numbers in one of its two blocks.
+    assert plan is not None and sum(plan.shape.adapter_sizes(plan.config)) == 448
+    changed = {key for remedy in replace(plan, machine=Machine.of(config, 0.1)).remedies() for key in remedy.changes}
+    assert changed and not any(key.startswith("lora_") for key in changed)
+    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"adapter_config\.json: damaged"):
+        planned(config, bounded_workload(config), Machine.of(config, 24), False, print)
+
+
+def test_the_pace_of_a_classifier_counts_no_vocabulary(make: Make) -> None:
+    for keys, places in (({"prompt_format": "classifier"}, 0), ({}, 2), ({"loss_over": "labels"}, 1)):
+        config = make(**keys)
+        shape, side = model_shape(config, print), bounded_workload(config).training
+        flops = 4 * shape.training_flops(config, side.mean, side.mean_pairs, places)  # 2 rows, twice a step
+        pace = estimate_pace(config, shape, bounded_workload(config), torch.device("cpu"), torch.float32, 1.0)
+        assert pace.step_seconds == pytest.approx(flops / 0.42e12)
 
 
 def test_plan_prints_a_table_and_as_json_the_same_figures(
@@ -253,7 +277,6 @@ def test_on_a_card_halves_wait_until_memory_runs_out(wide: str, make: Make) -> N
 def test_run_has_the_option_that_its_refusal_names(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rectune.errors import ModelError
     from rectune.train import train
 
     real = Machine.of

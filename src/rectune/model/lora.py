@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rectune.config import Config
-from rectune.errors import ModelError
+from rectune.errors import ConfigError, ModelError
 from rectune.files import hash_file, write_text
 from rectune.model.answers import HEAD, classification_weight
 from rectune.model.initial import FROM_BASE, held_rank, start_from_base, start_from_quantisation_error
@@ -205,6 +205,38 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
     if trainable is False:
         adapted.eval()
     return adapted
+
+
+def as_earlier_adapter(config: Config) -> Config:
+    """The configuration with the adapter keys that hold: those of the earlier adapter, where training goes on from one.
+
+    Its targets may be an expression, in an adapter that another tool has made; all layers are an upper bound then.
+
+    Raises:
+        ModelError: the adapter's configuration is missing or damaged.
+    """
+    folder = config.adapter_name_or_path
+    if folder is None:
+        return config
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ModelError(f"{folder}: no {file.name}; give the output_dir of a finished training run")
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        targets, layers = told["target_modules"], told.get("layers_to_transform")
+        return config.with_overrides(
+            lora_rank=int(told["r"]),
+            lora_dropout=float(told.get("lora_dropout") or 0.0),
+            lora_target=[str(name).rpartition(".")[2] for name in targets] if isinstance(targets, list) else "all",
+            lora_layers="all" if layers is None else [layers] if isinstance(layers, int) else list(layers),
+            use_dora=bool(told.get("use_dora")),
+            init_lora_weights="default",
+            sweep={},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ModelError(
+            f"{file}: damaged ({' '.join(str(error).split())}); copy it from a checkpoint of its run"
+        ) from error
 
 
 def check_effect(model: Any, tuned: torch.Tensor, untuned: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rectune.config import Config
 from rectune.errors import ResourceError
 from rectune.model.footprint import CUDA_CONTEXT, CUDA_SLACK, Footprint, Memory
+from rectune.model.lora import as_earlier_adapter
 from rectune.model.shape import ModelShape, UnknownShape, model_shape
 from rectune.train.remedies import Remedy, largest_batch, remedies
 from rectune.train.workload import Workload
@@ -206,6 +207,7 @@ def planned(config: Config, work: Workload, machine: Machine, ignore: bool, say:
     Raises:
         ModelError, ResourceError: the model is missing or out of reach; or the run does not fit, and `ignore` is off.
     """
+    config = as_earlier_adapter(config)
     try:
         plan = Plan(config, model_shape(config, say), work, machine)
     except UnknownShape as error:

@@ -66,6 +66,8 @@ def _candidates(config: Config, total: Total, room: int) -> list[Changes]:
         found.append({"cutoff_len": config.cutoff_len // 2})
     if not config.use_qlora and config.quantization_bit is None:
         found.append({"use_qlora": True})
+    if config.adapter_name_or_path is not None:  # its targets and rank are what they are
+        return [change for change in found if _valid(config, change)]
     if config.lora_target != "qv":
         found.append({"lora_target": "qv"})
     if config.lora_rank > 8:

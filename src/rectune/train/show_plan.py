@@ -13,6 +13,7 @@ from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
 from rectune.data.folder import META
 from rectune.errors import DataError, ModelError, ResourceError
+from rectune.model.lora import as_earlier_adapter
 from rectune.model.shape import model_shape
 from rectune.train.pace import Pace, estimate_pace
 from rectune.train.plan import GIB, Machine, Plan
@@ -150,7 +151,8 @@ def show_plan(
         ModelError, ResourceError: the model's configuration is missing, damaged, out of reach or of another family.
     """
     machine = Machine.of(config, memory_gib)
-    plan = Plan(config, model_shape(config, say), _workload(config, say), machine)
+    work, config = _workload(config, say), as_earlier_adapter(config)
+    plan = Plan(config, model_shape(config, say), work, machine)
     assumed = _CARD_TFLOPS if memory_gib is not None and tflops is None else tflops
     pace = estimate_pace(
         config, plan.shape, plan.work, machine.device, machine.dtype, assumed, given=tflops is not None
