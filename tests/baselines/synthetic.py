@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rectune.baselines.questions import FROZEN, Floats, Ints, Log, Questions, ask
 from rectune.data.split import timeline
 
-GENRES = ["Drama|Comedy", "Drama", None, "Comedy", "War|Drama|Comedy", ""]
+GENRES = ["Drama, Comedy", "Drama", None, "Comedy", "War, Drama, Comedy", ""]
 Row = tuple[str, str, int, int]
 Feature = Callable[[Log, Questions], Floats]
 May = npt.NDArray[np.bool_]

@@ -45,6 +45,11 @@ def test_genres_and_years_have_a_row_for_an_item_that_the_catalog_does_not_hold(
     np.testing.assert_array_equal(year, [np.nan, 1981, 1982, np.nan, 1984, np.nan])
 
 
+def test_a_year_that_is_no_number_is_not_known() -> None:
+    _, year = attributes(pl.DataFrame({"item_id": ["1", "2", "3"], "year": ["1994", "about 1920", None]}))
+    np.testing.assert_array_equal(year, [1994, np.nan, np.nan, np.nan])
+
+
 def test_an_event_without_a_rating_has_none() -> None:
     events = events_of(BY_HAND).with_columns(rating=pl.lit(None, pl.Float64))
     assert np.isnan(Log.of(events, catalog_of(ITEMS)).rating).all()

@@ -93,3 +93,9 @@ def test_findings_of_the_training_have_a_section_and_none_have_none():
     section = page[page.index("Diagnosis of the training") :]
     assert "<bdi>warning</bdi>, step 1,200: " in section
     assert "Diagnosis" not in render_page(PageContent(title="t", verdict="v", rows={}))
+
+
+def test_a_finding_whose_step_is_not_known_does_not_cost_the_page():
+    finding = {"code": "c", "step": None, "severity": "warning", "message": "m", "advice": "a"}
+    page = render_page(PageContent(title="t", verdict="v", rows={}, diagnosis=[finding]))
+    assert "<bdi>warning</bdi>, step unknown: " in page

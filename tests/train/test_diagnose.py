@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rectune.train.checkup import Checkup
 from rectune.train.curves import Curves, Facts, noise
 from rectune.train.diagnose import diagnose
 from rectune.train.not_finite import BROKEN
@@ -248,6 +250,12 @@ def test_overconfidence_is_a_loss_far_above_the_expected_one_while_the_scores_ra
     assert "overconfidence" not in codes(history(FALL, {}, {}, {**log, "eval_loss_se": 0.14}))
 
 
+def test_evaluations_of_a_run_that_an_earlier_version_began_may_lack_the_expected_loss() -> None:
+    logs = history(FALL, {}, {"eval_loss": 0.8}, {"eval_loss": 0.8, "eval_loss_expected": 0.4}, ended=False)
+    del next(log for log in logs if log.get("eval_loss") == 0.8)["eval_loss_expected"]
+    assert "overconfidence" not in codes(logs)
+
+
 @pytest.mark.parametrize(
     ("n", "aucs", "found"),
     [
@@ -279,7 +287,7 @@ def test_a_break_is_a_stop() -> None:
     }  # fmt: skip
     (finding,) = diagnose([*history(FALL, {}, {}, ended=False)[:10], broken], FACTS)
     assert (finding.code, finding.severity, finding.step) == (BROKEN, "stop", 60)
-    assert finding.message.startswith("step 60: the training loss became nan in micro-batch 2 of 8: 3 answers of user")
+    assert finding.message.startswith("the training loss became nan in micro-batch 2 of 8: 3 answers of user")
     assert finding.advice == "bf16=true or fp16=false"
 
 
@@ -338,3 +346,14 @@ def test_noisy_healthy_runs_are_not_warned_of(seed: int, scatter: float, gain: f
 def test_curves_leave_out_what_is_no_line() -> None:
     curves = Curves.of(history(FALL, {}, {}))
     assert (len(curves.losses), len(curves.evaluations), curves.step, curves.finished) == (20, 2, 100, True)
+
+
+def test_a_rule_that_fails_is_said_in_a_line_and_does_not_end_the_training(tmp_path: Path) -> None:
+    said: list[str] = []
+    broken = history(FALL, {}, {})
+    del next(log for log in broken if "eval_loss" in log)["eval_positive_rate"]
+    checkup = Checkup(tmp_path, FACTS, said.append, lambda: False)
+    checkup.look(broken)
+    assert said == ["diagnosis: left out, since it failed (KeyError: 'eval_positive_rate'); the training goes on"]
+    checkup.look(history(FALL, {}, {}))
+    assert (tmp_path / "diagnosis.json").read_text().strip() == "[]" and len(said) == 1

@@ -73,7 +73,7 @@ def test_a_gradient_that_is_no_number_is_stopped_before_it_reaches_the_weights(
     ).read_bytes()
     (finding,) = [each for each in findings(folder) if each["severity"] == "stop"]
     assert (finding["code"], finding["step"]) == ("not_finite", 5)
-    assert text.startswith(f"{finding['message']}; {finding['advice']}; ")
+    assert text.startswith(f"step 5: {finding['message']}; {finding['advice']}; ")
     # It can be used as it stands.
     report = evaluate(folder, [], "validation", "logits", False, lambda _: None, Console(quiet=True)).report
     assert np.isfinite(report["models"]["tuned"]["metrics"]["loss"])

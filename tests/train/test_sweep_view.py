@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rectune.train.sweep_result import verdict_lines
 from rectune.train.sweep_study import Row, best_row, better
-from rectune.train.sweep_view import SweepView, settings_text
+from rectune.train.sweep_view import SweepView, settings_text, trials_table
 
 
 def row(number: int, value: float | None, outcome: str = "complete", **values: Any) -> Row:
@@ -55,6 +55,13 @@ def test_with_a_terminal_there_is_a_table_with_the_best_marked_and_a_bar() -> No
     assert shown(Console(file=screen, force_terminal=True, width=100, color_system=None)) == []
     last = screen.getvalue().split("trial ")[-1]
     assert "1 *" in last and "0 own" in last and "0.7500" in last and "trials" in last and "2/4" in last
+
+
+def test_a_list_of_names_in_a_table_is_no_markup() -> None:
+    screen = io.StringIO()
+    table = trials_table([row(1, 0.7, lora_target=["q_proj"], note="[/bold] [red]")], ["lora_target", "note"], "auc", 1)
+    Console(file=screen, width=100).print(table)
+    assert "['q_proj']" in screen.getvalue() and "[/bold] [red]" in screen.getvalue()
 
 
 def found(**changes: Any) -> dict[str, Any]:

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from rectune.errors import DataError
+from rectune.train import sweep_study
 from rectune.watch import watch as stage
 from rectune.watch.plots import Curve, draw, thin
-from rectune.watch.read import read_run
+from rectune.watch.read import STUDY, read_run, standing
 from rectune.watch.watch import watch
 
 Copy = Callable[[str], Path]
@@ -156,6 +157,23 @@ def test_a_run_of_an_earlier_version_is_finished_when_its_history_is_there(copy:
 def test_a_folder_without_a_run_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no run here .*; give the output_dir of a training"):
         read_run(tmp_path)
+
+
+def test_the_folder_of_a_sweep_says_which_folders_to_watch(tmp_path: Path) -> None:
+    assert STUDY == sweep_study.FILE
+    (tmp_path / ".lock").write_text(str(os.getpid()), encoding="utf-8")
+    (tmp_path / STUDY).touch()
+    with pytest.raises(DataError, match=r"a sweep, not a run; watch its trials, .*trials/NNN$"):
+        read_run(tmp_path)
+    (tmp_path / "trials" / "000").mkdir(parents=True)
+    (tmp_path / "trials" / "001").mkdir()
+    with pytest.raises(DataError, match=r"trials/NNN, such as .*trials/001$"):
+        read_run(tmp_path)
+
+
+def test_a_status_without_its_time_or_process_is_silent(tmp_path: Path) -> None:
+    state, message = standing({"state": "training", "seconds_left": 5}, tmp_path, 0.0, "here")
+    assert state == "silent" and "does not say when" in message and "--resume" in message
 
 
 def test_a_line_that_is_being_written_is_left_out(copy: Copy) -> None:

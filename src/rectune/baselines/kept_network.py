@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rectune.baselines.questions import ONLINE, Log, Questions, ask, split_rows
+from rectune.baselines.questions import GENRES_AND_YEARS, ONLINE, Log, Questions, ask, split_rows
 from rectune.baselines.sequential import FORMAT, NetworkSettings, SequentialNetwork, fit_network
 from rectune.data.columns import VALIDATION
 from rectune.files import atomic_path, hash_text
@@ -42,7 +42,7 @@ def choose_network(
 
 def network_key(content_hash: str) -> str:
     """Names the network of a dataset among others: what it was trained on, in which settings, by which version."""
-    return hash_text(FORMAT, __version__, content_hash, str(SEED), *map(repr, SETTINGS))[:32]
+    return hash_text(FORMAT, GENRES_AND_YEARS, __version__, content_hash, str(SEED), *map(repr, SETTINGS))[:32]
 
 
 def kept_network(

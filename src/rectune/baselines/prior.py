@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import polars as pl
 
-from rectune.baselines.questions import ONLINE, Floats, Log, Questions, ask, split_rows
+from rectune.baselines.questions import GENRES_AND_YEARS, ONLINE, Floats, Log, Questions, ask, split_rows
 from rectune.baselines.stack import FOLDS, NAMES, Seen, Settings, Stack, fit_stack, see
 from rectune.config import Config
 from rectune.data.columns import SPLIT, TRAIN, USER_ID, VALIDATION
@@ -51,7 +51,7 @@ def choose_stack(
 def stack_key(content_hash: str) -> str:
     """Names the stack of a dataset among others: what it was fitted on, in which settings, by which version."""
     tried = json.dumps([repr(each) for each in SETTINGS])
-    return hash_text(_FORMAT, __version__, content_hash, str(SEED), tried, *NAMES)[:32]
+    return hash_text(_FORMAT, GENRES_AND_YEARS, __version__, content_hash, str(SEED), tried, *NAMES)[:32]
 
 
 def _kept(file: Path, table: Path, events: int) -> tuple[Stack, Floats] | None:

@@ -33,6 +33,9 @@ PROTOCOLS = {
     FROZEN: "all of a user's events of the split are scored given the history strictly before the first of them",
 }
 
+GENRES_AND_YEARS = "2"
+"""How these are read from a catalog; part of the key of whatever is kept after it was fitted on them."""
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -114,17 +117,18 @@ class Log:
 def attributes(catalog: pl.DataFrame) -> tuple[Floats, Floats]:
     """Genres and years of a catalog's items and of one that it does not hold, [items + 1, genres] and [items + 1].
 
-    Genres are cut at `|`. A catalog without genres, or without years, has none.
+    Genres are joined by ", ", as every reader writes them. A catalog without genres, or without years, has none; a
+    year that is no number is not known.
     """
     texts = catalog[GENRES].to_list() if GENRES in catalog.columns else [None] * catalog.height
-    lists = [[name for name in (text or "").split("|") if name] for text in texts]
+    lists = [[name for name in (text or "").split(", ") if name] for text in texts]
     names = {name: place for place, name in enumerate(sorted({name for each in lists for name in each}))}
     genres = np.zeros((catalog.height + 1, len(names)))
     for place, each in enumerate(lists):
         genres[place, [names[name] for name in each]] = 1.0
     year = np.full(catalog.height + 1, np.nan)
     if YEAR in catalog.columns:
-        year[:-1] = catalog[YEAR].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        year[:-1] = catalog[YEAR].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
     return genres, year
 
 

@@ -49,9 +49,12 @@ class Served(ABC):
         return {item: place for place, item in enumerate(self.items)}
 
     def of_log(self, log: Log, asked: Questions) -> Floats:
-        """`score` for a log of any catalog: items are found by their ids, others are items that nobody knows."""
+        """`score` for a log of any catalog: items are found by their ids, others are items that nobody knows.
+
+        Genres and years are those that the baseline was fitted with, however the log's were read.
+        """
         if log.items == self.items:
-            return self.score(log, asked)
+            return self.score(replace(log, genres=self.genres, year=self.year), asked)
         place = np.array([self._place.get(item, len(self.items)) for item in log.items] + [len(self.items)])
         return self.score(
             replace(log, item=place[log.item], items=self.items, genres=self.genres, year=self.year), asked

@@ -248,12 +248,13 @@ def evaluate(
         diagnosis=diagnosis,
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
-    console.print(report["verdict"], highlight=False)
+    console.print(report["verdict"], highlight=False, markup=False)
     for note in report["notes"]:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
     for each in diagnosis:
         if each["severity"] != "info":
-            console.print(f"In training, step {each['step']}: {each['message']}; {each['advice']}", highlight=False)
+            line = f"In training, step {each['step']}: {each['message']}; {each['advice']}"
+            console.print(line, highlight=False, markup=False)
     return Evaluation(report, run.folder / f"{name}.html")
 
 

@@ -183,10 +183,14 @@ def _disagreements(rows: Sequence[Mapping[str, Any]], rival: str) -> str:
     )
 
 
+def _number(value: object) -> str:
+    return f"{int(value):,}" if isinstance(value, int | float) else "unknown"
+
+
 def _diagnosis(findings: Sequence[Mapping[str, Any]]) -> str:
     """A list: step and severity of each finding, what was seen, what to change."""
     items = "".join(
-        f"<li>{_text(each['severity'])}, step {int(each['step']):,}: {_text(each['message'])}. "
+        f"<li>{_text(each['severity'])}, step {_number(each['step'])}: {_text(each['message'])}. "
         f"<em>{_text(each['advice'])}</em></li>"
         for each in findings
     )

@@ -223,11 +223,11 @@ def _show(report: Mapping[str, Any], console: Console) -> None:
             }
             for name, row in report["tables"][table].items()
         }
-        console.print(f"\n{head}", highlight=False)
+        console.print(f"\n{head}", highlight=False, markup=False)
         console.print(summary_table(rows, list(next(iter(rows.values())))))
-    console.print(report["verdict"], highlight=False)
+    console.print(report["verdict"], highlight=False, markup=False)
     for note in report["notes"]:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
 
 
 def _how_made(run: OpenRun, data: Dataset, command: str) -> dict[str, str]:

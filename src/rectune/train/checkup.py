@@ -68,11 +68,17 @@ class Checkup(TrainerCallback):
     def look(self, history: list[Log], silent: bool = False) -> None:
         """Write all findings, and say those that are new.
 
+        A diagnosis only advises, so one that fails is said and does not end the training.
+
         Args:
             history: the Trainer's log entries.
             silent: when they have been said before.
         """
-        findings = diagnose(history, self.facts)
+        try:
+            findings = diagnose(history, self.facts)
+        except Exception as error:
+            self.say(f"diagnosis: left out, since it failed ({type(error).__name__}: {error}); the training goes on")
+            return
         write_json(self.file, [finding.as_json() for finding in findings])
         for finding in findings:
             if finding.code not in self.said and not silent:

@@ -144,7 +144,7 @@ def overconfidence(curves: Curves, facts: Facts) -> Finding | None:
     good either, another rule speaks.
     """
     settled = curves.settled(facts)
-    if not settled or "eval_loss_expected" not in settled[-1]:
+    if not settled or any("eval_loss_expected" not in log for log in settled):
         return None
     for log in settled:
         beyond = log["eval_loss"] - log["eval_loss_expected"]

@@ -96,7 +96,7 @@ def guilty_batch(model: Any, batches: Sequence[Batch], loss_of: Callable[[Batch]
 
 
 def explain(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """What broke and where, and what to change, from the history's entry alone.
+    """What broke and where in its step, and what to change, from the history's entry alone.
 
     Args:
         entry: step, `BROKEN`, value, weight, trained, micro_batch, micro_batches, rows, peak and precision, as
@@ -110,7 +110,7 @@ def explain(entry: Mapping[str, Any]) -> tuple[str, str]:
         where = f"in {number}: {entry['rows']}"
     elif entry[BROKEN] == "gradient":
         where = f"in the sum of {entry['micro_batches']} micro-batches, none of which is to blame alone"
-    message = f"step {entry['step']}: {what[entry[BROKEN]]} became {entry['value']} {where}"
+    message = f"{what[entry[BROKEN]]} became {entry['value']} {where}"
     lower = f"learning_rate={entry['peak'] / 10:.1e} (it was {entry['peak']:.1e})"
     if entry["weight"] and not entry["trained"]:
         return (

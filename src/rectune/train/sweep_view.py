@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from rectune.train.sweep_study import Row, best_row
 
@@ -43,7 +44,8 @@ def trials_table(rows: list[Row], keys: list[str], metric: str, best: int | None
     """
     table = Table("trial", *keys, metric, "evaluations", "state", "seconds", box=None, pad_edge=False)
     for row in rows:
-        settings = [number_text(row.values.get(key, "")) for key in keys]
+        # As Text: a list such as ['q_proj'] would be read as markup.
+        settings = [Text(number_text(row.values.get(key, ""))) for key in keys]
         name = f"{row.number}{' own' if row.number == 0 else ''}{' *' if row.number == best else ''}"
         state = row.outcome
         table.add_row(

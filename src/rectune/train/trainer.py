@@ -224,7 +224,7 @@ class AnswerTrainer(ResumableTrainer):
             "precision": "float16" if self.args.fp16 else str(self.model.dtype).removeprefix("torch."),
         }
         self.state.log_history.append(entry)
-        return NotFinite("; ".join(explain(entry)))
+        return NotFinite(f"step {entry['step']}: {'; '.join(explain(entry))}")
 
     def _scores(self, trees: Trees) -> npt.NDArray[np.float64]:
         """Log-odds of all answers of the trees.

@@ -19,6 +19,8 @@ from rectune.train.best import best_evaluation
 from rectune.train.record import FILE_NAME as STATUS
 from rectune.train.record import clock
 
+STUDY = "study.db"
+"""What a sweep keeps in its folder; named here too, since reading a run must not import what sweeps need."""
 _LINES = 6
 _SILENT = 10.0
 """A run is silent when its last line is this many times as old as the longest wait so far."""
@@ -151,6 +153,8 @@ def standing(status: Mapping[str, Any], folder: Path, now: float, host: str) -> 
         return state, message
     if state in ("stopped", "failed"):
         return state, f"{message}; {resume}" if message else resume
+    if not all(isinstance(status.get(key), int | float) for key in ("updated", "pid", "process_started")):
+        return "silent", f"its {STATUS} does not say when or by which process it was written; if it is gone, {resume}"
     age = now - float(status["updated"])
     same = status.get("host") == host
     if same and not process_lives(int(status["pid"]), float(status["process_started"])):
@@ -158,7 +162,7 @@ def standing(status: Mapping[str, Any], folder: Path, now: float, host: str) -> 
     wait = max(_SILENT * float(status.get("longest_wait") or 0.0), _PATIENCE)
     if age <= wait:
         return "training", ""
-    where = f"process {status['pid']} on {status['host']}"
+    where = f"process {status['pid']} on {status.get('host')}"
     known = f"{where} is there" if same else f"{where} cannot be seen from here; if it is gone, {resume}"
     return "silent", f"no line for {clock(age)}, where the longest wait was {clock(wait / _SILENT)}; {known}"
 
@@ -187,6 +191,10 @@ def read_run(folder: Path) -> RunView:
         DataError: there is no run.
     """
     logs = folder / "logs"
+    if (folder / STUDY).is_file():
+        trials = sorted(each for each in (folder / "trials").glob("*") if each.is_dir())
+        latest = f", such as {trials[-1]}" if trials else ""
+        raise DataError(f"{folder}: a sweep, not a run; watch its trials, {folder / 'trials'}/NNN{latest}")
     found = _json_of(logs / STATUS)
     status = found if isinstance(found, dict) else None
     if status is None and not (logs / "log.jsonl").is_file() and not _preparing(folder, None):
@@ -202,7 +210,7 @@ def read_run(folder: Path) -> RunView:
         state, message = standing(status, folder, time.time(), socket.gethostname())
         step, last = int(status.get("step") or step), int(status.get("max_steps") or 0)
         left = status.get("seconds_left") if state in ("training", "silent") else None
-        if left is not None:
+        if left is not None and isinstance(status.get("updated"), int | float):
             left = max(float(left) - (time.time() - float(status["updated"])), 0.0)
     elif (folder / "log_history.json").is_file():
         state, message, last = "finished", "", step

@@ -247,6 +247,16 @@ def test_codes_are_text_and_names_of_the_catalogs_own_columns_are_not_taken_twic
     assert found.catalog.rows(named=True) == [{"item_id": "1", "title": "Mug", "item_id_": 77, "code": "007", "n": 1}]
 
 
+def test_an_attribute_called_year_that_is_not_all_numbers_is_not_the_year(write: Write) -> None:
+    rows = ["user_id,item_id,ts,rating,year,year_", "a,1,1,5,1994,x", "b,2,2,5,c. 1920,y"]
+    found, said = read(write(rows), attribute_columns=["year_", "year"])
+    assert found.catalog["year__"].to_list() == ["1994", "c. 1920"] and found.catalog["year_"].to_list() == ["x", "y"]
+    assert any("'year' holds more than numbers" in line for line in said)
+    assert "year" not in found.catalog.columns
+    found, _ = read(write([*rows[:2], "b,2,2,5,1920,y"]), attribute_columns=["year"])
+    assert found.catalog["year"].to_list() == [1994, 1920]
+
+
 def test_several_titles_of_one_item_are_said(write: Write) -> None:
     found, said = read(write(["user,item,ts,rating,title", "a,x,1,5,", "b,x,2,5,Mug", "b,x,3,5,Cup"]))
     assert found.catalog["title"].to_list() == ["Mug"]

@@ -132,8 +132,13 @@ def _catalog(rows: pl.DataFrame, place: dict[str, str], kept: Sequence[tuple[str
     if roles.CATEGORY in place:
         catalog = catalog.with_columns(_categories(rows[place[roles.CATEGORY]]).alias(c.GENRES))
     for field, name in kept:
-        name = f"{name}_" if name in _TAKEN or name in catalog.columns else name
-        catalog = catalog.with_columns(_attribute(rows[field]).alias(name))
+        attribute = _attribute(rows[field])
+        no_year = name == c.YEAR and not attribute.dtype.is_numeric()
+        while name in _TAKEN or name in catalog.columns or (no_year and name == c.YEAR):
+            name = f"{name}_"
+        if no_year:
+            say(f"items: {c.YEAR!r} holds more than numbers, so item_text calls it {{{name}}}")
+        catalog = catalog.with_columns(attribute.alias(name))
     return catalog
 
 
