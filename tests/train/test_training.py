@@ -212,11 +212,6 @@ def test_of_several_cards_one_is_used_and_said(make: Callable[..., Config], monk
     assert lines == ["device: training on one of 2 cards"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_in_one_line(run: Run) -> None:
-    with pytest.raises(ModelError, match=r"[Ll]ower learning_rate"):
-        run(learning_rate=1e30, max_grad_norm=0, max_steps=6, warmup_ratio=0.0)
-
-
 OPTIONS: list[dict[str, Any]] = [
     {"optim": "adamw_torch_fused"},
     {"optim": "adamw_8bit"},
