@@ -274,6 +274,21 @@ def test_on_a_card_halves_wait_until_memory_runs_out(wide: str, make: Make) -> N
     assert on_card(config, 1).in_parts() == "" and on_card(config, 800).in_parts() == ""
 
 
+def test_what_the_loss_finds_wrong_is_said_before_the_model_is_loaded(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rectune.train import train
+
+    def enough(*arguments: Any) -> None:
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(train, "load_for_training", enough)
+    lines: list[str] = []
+    with pytest.raises(ModelError, match="far enough"):
+        train.train(make(class_weights=[1.0, 3.0]), lines.append, QUIET)
+    assert any(line.startswith("loss: a No weighs ") for line in lines)
+
+
 def test_run_has_the_option_that_its_refusal_names(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

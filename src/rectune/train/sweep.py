@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,10 +13,10 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.errors import ConfigError, RectuneError
-from rectune.lock import NAME as LOCK
 from rectune.lock import run_lock
 from rectune.prompt.dataset import open_dataset
 from rectune.terminal import outlive_terminal
+from rectune.train.start import empty
 from rectune.train.sweep_plots import write_plots
 from rectune.train.sweep_result import summary, tidy, trial_config, trial_folder, verdict_lines, write_files
 from rectune.train.sweep_study import Row, SweepStudy, best_row, described, import_optuna
@@ -128,17 +126,6 @@ def _trials(study: SweepStudy, trials: int, view: SweepView, stopping: Callable[
         _check_going(rows)
 
 
-def _remove(folder: Path) -> None:
-    """Empty a sweep's folder of everything but the lock that is held."""
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def sweep(
     config: Config,
     trials: int,
@@ -177,7 +164,7 @@ def sweep(
     until = None if timeout is None else time.monotonic() + timeout
     with _Signals() as signals, run_lock(folder), outlive_terminal():
         if overwrite:
-            _remove(folder)
+            empty(folder)
         data = open_dataset(config, say)
         study = SweepStudy(folder, config, metric, data.content_hash)
         there = len(study.finished())

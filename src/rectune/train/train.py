@@ -233,6 +233,10 @@ def _train(
     if config.eval_strategy != "no":
         validation = Validation(held_out, data.users(held_out.rows))
 
+    halving = Halving(config.auto_batch, say, start.folder if start else None)
+    if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
+        halving.begin_with(plan.rows_at_once())
+
     def keep(step: int, value: float) -> str:
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
@@ -252,9 +256,6 @@ def _train(
         if (run / BEST).is_dir():
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
-    halving = Halving(config.auto_batch, say, start.folder if start else None)
-    if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
-        halving.begin_with(plan.rows_at_once())
     if not begin.in_place:
         if overwrite:
             empty(run)
