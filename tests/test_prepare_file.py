@@ -13,8 +13,11 @@ import yaml
 
 from rectune.cli import main
 from rectune.cli_prepare import is_config
+from rectune.config import default_of
 from rectune.data.folder import load_catalog, load_events, load_meta
+from rectune.data.sources.source import Source
 from rectune.model.lora import ADAPTER_FILE
+from rectune.prepare_file import _text
 
 ODD = [
     "--user",
@@ -171,12 +174,25 @@ def test_purchases_and_labels_need_no_ratings(rectune: Callable[..., Ended], tmp
     assert bought.code == 0, bought.err
     assert "warning: all purchases are liked: there is nothing to tell apart" in bought.out
     assert load_events(tmp_path / "data/log")["label"].to_list() == [1] * 36
+    assert "next: nothing can be trained yet, since there are no negatives" in bought.out
+    assert "next: rectune train" not in bought.out
+    refused = rectune("train", "data/log.yaml")
+    assert refused.code == 3 and "training events are positive, so there is nothing to tell apart" in refused.err
+    assert not list((tmp_path / "output").rglob("adapter_model.safetensors"))
     told = rectune("prepare", "log.csv", "--label", "chosen", "--force", *common)
     assert told.code == 0, told.err
     events = load_events(tmp_path / "data/log")
     assert events["label"].mean() == 0.5 and events["rating"].null_count() == 36
     meta = load_meta(tmp_path / "data/log")
     assert meta["protocol"]["label_from"] == "column" and "rating_threshold" not in meta["protocol"]
+
+
+def test_a_key_that_is_switched_off_stays_off_in_what_is_written() -> None:
+    source = Source(pl.DataFrame(), pl.DataFrame({"item_id": ["1"]}), pl.DataFrame())
+    values = {"output_dir": "o", "max_eval_samples": None, "user_column": None}
+    text = _text(values, Path("c.yaml"), Path("a.csv"), "demo_cpu", "m", source)
+    assert default_of("max_eval_samples") is not None and default_of("user_column") is None
+    assert yaml.safe_load(text) == {"output_dir": "o", "max_eval_samples": None}
 
 
 @pytest.mark.parametrize(

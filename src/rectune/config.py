@@ -51,7 +51,7 @@ class Config(BaseModel):
     item_column: str | None = None
     """Table: the column of items' ids."""
     time_column: str | None = None
-    """Table: when it happened, numbers or dates; without such a column the order of the rows stands in for time."""
+    """Table: when it happened, numbers or dates; with none, or no such column, the rows' order stands in for time."""
     rating_column: str | None = None
     """Table: the rating, a number."""
     label_column: str | None = None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from rectune.config import Config, parse_config, parse_override
+from rectune.config import Config, default_of, parse_config, parse_override
 from rectune.data import columns as c
 from rectune.data.label import labelled
 from rectune.data.look import look, propose_histories, propose_threshold, say_look, warnings
@@ -122,7 +122,14 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     _write(target, _text(all_values, target, file, base, machine, read), force)
     say(f"written: {target}")
     prepare(config, force=force, say=say, read=read)
-    say(f"next: rectune train {target}   (before it: rectune inspect {target} --show-examples 1)")
+    if rows[c.LABEL].n_unique() < 2:
+        what = "negatives" if found.liked else "positives"
+        say(
+            f"next: nothing can be trained yet, since there are no {what} to tell apart; give events of both labels "
+            "(--label COLUMN or --rating COLUMN)"
+        )
+    else:
+        say(f"next: rectune train {target}   (before it: rectune inspect {target} --show-examples 1)")
     return target
 
 
@@ -242,7 +249,12 @@ def _text(values: dict[str, Any], target: Path, file: Path, base: str, machine: 
     """The configuration as YAML: how to run it, what was found out, then the settings of this class of machine."""
 
     def block(keys: list[str]) -> str:
-        chosen = {key: values[key] for key in keys if values.get(key) is not None}
+        # What was switched off on the command line must not come back by its default.
+        chosen = {
+            key: values[key]
+            for key in keys
+            if values.get(key) is not None or (key in values and default_of(key) is not None)
+        }
         return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=1000)
 
     first = [key for key in _ORDER if key in values]

@@ -21,11 +21,13 @@ from rectune.data.columns import VALIDATION
 from rectune.errors import ConfigError, DataError
 from rectune.measure.classification import classification_metrics
 from rectune.model.lora import ADAPTER_FILE
+from rectune.model.losses import weights_for
 from rectune.prompt.dataset import open_dataset
 from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.report.evaluate import evaluate
+from rectune.train import train as stage
 from rectune.train.start import Resume
 
 QUIET = Console(quiet=True)
@@ -228,9 +230,17 @@ def test_loss_options_that_make_no_sense_are_refused_with_what_is_allowed(make: 
             make(**{key: value})
 
 
-def test_weights_that_cannot_be_balanced_are_one_line(run: Run) -> None:
+def test_weights_that_cannot_be_balanced_are_one_line() -> None:
     with pytest.raises(DataError, match="class_weights: balanced, but the 1 training events all have the same label"):
-        run(**SHORT, class_weights="balanced", max_train_samples=1)
+        weights_for("balanced", 0, 1)
+
+
+def test_training_events_of_one_class_are_refused_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_for_training", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(DataError, match=r"all 1 training events are (posi|nega)tive, so there is nothing"):
+        run(**SHORT, max_train_samples=1)
 
 
 def learning_rates(run: Path) -> list[float]:

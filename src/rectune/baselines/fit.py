@@ -61,7 +61,7 @@ class Fitted:
         return found.to_numpy()
 
 
-def _check_classes(labels: Floats) -> None:
+def check_classes(labels: Floats) -> None:
     """Nothing can be tuned on validation events that say all the same.
 
     Raises:
@@ -156,7 +156,7 @@ def fit_baselines(
         return stored
     log = Log.of(events, catalog)
     asked = [ask(log, split_rows(events, split), protocol) for split, protocol in _SETS]
-    _check_classes(log.label[asked[0].rows])
+    check_classes(log.label[asked[0].rows])
     ready = fit_served(served, events, catalog, content_hash, cache, say)
     chosen += [of_served(name, each) for name, each in ready.items()]
     total = sum(len(each.settings) for each in chosen)

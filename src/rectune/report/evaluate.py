@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from rectune.baselines.fit import fit_baselines
+from rectune.baselines.fit import check_classes, fit_baselines
 from rectune.baselines.item_rates import uses_rates
 from rectune.baselines.questions import FROZEN, ONLINE
-from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, TEST, USER_ID, VALIDATION
+from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
 from rectune.files import write_json
@@ -210,6 +210,9 @@ def evaluate(
     history, diagnosis = _log_history(run.folder), _diagnosis(run.folder)
     data = open_data(run, say)
     rows = split_rows(run, data, split)
+    held_out = data.events.filter(pl.col(SPLIT) == VALIDATION)[LABEL].to_numpy()
+    if len(held_out):  # an hour of scoring must not end in what was known before it
+        check_classes(held_out)
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
     found = score_rows(run, data, rows, models, mode, say, console)
     if split == VALIDATION:

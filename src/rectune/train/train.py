@@ -17,7 +17,7 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, NotFinite
+from rectune.errors import ConfigError, DataError, NotFinite
 from rectune.files import atomic_folder, write_json, write_text
 from rectune.lock import run_lock
 from rectune.model.classifier import for_answers
@@ -88,6 +88,21 @@ def _packs(config: Config, trees: Trees, say: Say, rehearsal: bool) -> list[list
         rows = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
         packs = sorted(packs, key=lambda row: -int(trees.lengths[row].sum()))[:rows]
     return packs
+
+
+def _check_classes(trees: Trees) -> None:
+    """Of training events that all have one label nothing can be learnt but that label.
+
+    Raises:
+        DataError: they have.
+    """
+    if trees.labels.min() == trees.labels.max():
+        which, other = ("positive", "negative") if trees.labels[0] else ("negative", "positive")
+        raise DataError(
+            f"{TRAIN}: all {len(trees.labels):,} training events are {which}, so there is nothing to tell apart; give "
+            f"{other} events too (ratings or labels in place of purchases, another rating_threshold, more "
+            "max_train_samples)"
+        )
 
 
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
@@ -214,6 +229,7 @@ def _train(
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
         f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
+    _check_classes(trees)
     packs = _packs(config, trees, say, rehearsal)
     plan = planned(config, workload_of(config, trees, held_out, packs), machine, ignore_plan, say)
     loaded = load_for_training(config, say)

@@ -190,6 +190,15 @@ def test_without_a_column_of_times_the_rows_order_stands_in_and_that_is_said(wri
     assert "no column of times was named or found: the order of the rows stands in for time" in said
 
 
+def test_a_column_of_times_can_be_switched_off(write: Write) -> None:
+    rows = ["user_id,item_id,timestamp,rating", "a,1,20,5", "a,2,10,4"]
+    found, said = read(write(rows), time_column="none")
+    assert found.interactions["timestamp"].to_list() == [0, 1]
+    assert any("the order of the rows stands in for time" in line for line in said)
+    named = [rows[0].replace("timestamp", "none"), *rows[1:]]
+    assert read(write(named), time_column="none")[0].interactions["timestamp"].to_list() == [20, 10]
+
+
 def test_labels_of_ones_own_are_read_and_ratings_beside_them_are_kept_only_when_named(write: Write) -> None:
     path = write(["user,item,ts,liked,rating", "a,x,1,yes,3", "a,y,2,No,", "a,z,3,maybe,5"])
     found, _ = read(path, label_from="column")

@@ -20,6 +20,8 @@ from rectune.data.sources.table_items import catalog_beside, catalog_of_file
 from rectune.errors import DataError
 
 BAD_TEXT = "text is not in the file's encoding"
+NO_TIME = "none"
+"""As `time_column`: no column is looked for, whatever their names say."""
 BAD_TIME = "time is neither a number nor a date"
 BAD_RATING = "rating is not a number"
 BAD_LABEL = "label is neither yes nor no"
@@ -71,6 +73,8 @@ def choose_columns(config: Config, events: TableFile, items: TableFile | None) -
             continue
         key = f"{role}_column"
         name = getattr(config, key)
+        if role == roles.TIME and name == NO_TIME and NO_TIME not in events.names:
+            continue
         if name is not None:
             found[role] = roles.named(name, events.names, key, file)
         elif role in sought or role in of_items:
