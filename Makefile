@@ -44,8 +44,9 @@ format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes; tests of a file stay together, since they share what they have trained.
 test: dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: dev
 	$(BIN)/pytest -m slow
