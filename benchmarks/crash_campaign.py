@@ -65,8 +65,9 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 REAL: dict[str, dict[str, Any]] = {
     "SmolLM2-135M on ML-100K": {
-        "max_train_samples": 400, "max_eval_samples": 100, "save_steps": 2, "eval_steps": 3, "max_steps": 8,
-        "logging_steps": 1, "baselines": "quick", "report_to": "none",
+        "max_train_samples": 60, "max_eval_samples": 20, "save_steps": 2, "eval_steps": 3, "max_steps": 6,
+        "logging_steps": 1, "report_to": "none", "cutoff_len": 128, "packing": False, "lora_dropout": 0.05,
+        "per_device_train_batch_size": 1,
     },
 }  # fmt: skip
 
