@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import time
@@ -64,3 +66,29 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("dear")
     with pytest.raises(ConfigError, match="run is a file; name a folder"):
         run_lock(tmp_path / "run").__enter__()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_stops_nobody(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    lines: list[str] = []
+    with run_lock(tmp_path / "run", lines.append):
+        assert (tmp_path / "run" / NAME).read_text() == str(os.getpid())
+    assert len(lines) == 1 and lines[0].startswith(f"lock: this file system has none ({os.strerror(code)})")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_error_of_the_lock_is_not_taken_for_a_file_system_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        run_lock(tmp_path / "run", print).__enter__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,9 +13,27 @@ from rectune.errors import ConfigError
 from rectune.files import disk_errors, make_folder
 
 NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What some network file systems answer."""
+
+Say = Callable[[str], None]
 
 
-def _acquire(file: Path) -> int:
+def _lock(descriptor: int, say: Say) -> None:
+    """Lock an open file, or say that this cannot be done where it lies.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        say(f"lock: this file system has none ({error.strerror}), so that no second rectune trains here is up to you")
+
+
+def _acquire(file: Path, say: Say) -> int:
     """Descriptor of the locked file.
 
     Raises:
@@ -23,7 +42,7 @@ def _acquire(file: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, say)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
                     return descriptor
@@ -34,11 +53,15 @@ def _acquire(file: Path) -> int:
 
 
 @contextmanager
-def run_lock(run: Path) -> Iterator[None]:
+def run_lock(run: Path, say: Say = print) -> Iterator[None]:
     """Hold a run folder, so that no second process trains in it.
 
     The system lets go of the lock when its process ends, however it ends: a file left behind by a killed one stops
     nobody. A folder that was made for the lock alone goes with it.
+
+    Args:
+        run: the folder.
+        say: prints one line, where the file system has no locks.
 
     Raises:
         ConfigError: another process holds it, or it is no folder.
@@ -51,7 +74,7 @@ def run_lock(run: Path) -> Iterator[None]:
     try:
         with disk_errors(run):
             make_folder(run)
-            descriptor = _acquire(file)
+            descriptor = _acquire(file, say)
     except BlockingIOError as error:
         holder = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         raise ConfigError(
