@@ -699,7 +699,7 @@ def test_ctrl_c_before_training_ends_quietly(config: Path, tmp_path: Path) -> No
         "import os, signal, rectune.data.prepare as p\n"
         # A shell starts background jobs with SIGINT ignored, and Python then keeps it so.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "p._read = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "p.read_source = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "from rectune.cli import main\nmain()"
     )
     done = subprocess.run(

@@ -68,13 +68,6 @@ def test_the_transcript_holds_every_line_and_a_resumed_run_goes_on_with_it(run: 
         assert line in both[len(first) :]
 
 
-def test_what_ended_a_run_is_the_last_line_of_its_transcript(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as caught:
-        run(model_name_or_path=str(tmp_path / "nowhere"))
-    last = (tmp_path / "run" / "logs" / "console.log").read_text(encoding="utf-8").splitlines()[-1]
-    assert last.endswith(f" error: {caught.value}")
-
-
 def test_a_signal_before_the_first_step_leaves_one_line(make: Callable[..., Config], start: Start) -> None:
     config = make()
     victim = start(config, die=r"logs/console\.log")  # the first file that a run opens again and again

@@ -105,7 +105,7 @@ def test_a_finished_run_without_usable_checkpoints_is_not_started_over_by_resume
     for name in ("checkpoint-4", "checkpoint-8"):
         shutil.rmtree(finished / name)
     before = contents(finished)
-    with pytest.raises(ConfigError, match="finished run without a usable checkpoint"):
+    with pytest.raises(ConfigError, match="an adapter without a usable checkpoint"):
         run(Resume(latest=True))
     assert contents(finished) == before
 

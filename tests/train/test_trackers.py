@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from transformers import TrainerCallback
 
 from rectune.config import Config
 from rectune.errors import ResourceError
 from rectune.train.start import Resume
 from rectune.train.trackers import check_trackers
+from rectune.train.train import train
 
 Run = Callable[..., tuple[Path, list[str]]]
 KEYS: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1}
@@ -95,6 +98,33 @@ def test_wandb_offline_holds_the_figures_of_the_log_also_after_a_resume(
     want = logged(folder)
     second = wandb_points(folder)[-1]
     assert {key: second[key] for key in want} == pytest.approx(want, nan_ok=True)
+
+
+class Crash(TrainerCallback):
+    """Ends a run in its second step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1:
+            raise RuntimeError("crashed")
+
+
+def test_a_run_that_fails_is_marked_as_failed(
+    make: Callable[..., Config], no_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    mlflow = pytest.importorskip("mlflow")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    config = make(**KEYS, report_to=["mlflow", "wandb"])
+    with pytest.raises(RuntimeError, match="crashed"):
+        train(config, lambda _: None, Console(quiet=True), watchers=[Crash()])
+    logs = config.output_dir.resolve() / "logs"
+    client = mlflow.MlflowClient(f"sqlite:///{logs / 'mlflow.db'}")
+    (entry,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert entry.info.status == "FAILED"
+    (file,) = (logs / "wandb").glob("offline-run-*/*.wandb")
+    records = [Record.FromString(data) for data in leveldb_records(file.read_bytes())]
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [1]
 
 
 def test_mlflow_in_the_run_folder_holds_the_figures_of_the_log_also_after_a_resume(

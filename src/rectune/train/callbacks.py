@@ -52,12 +52,15 @@ class Callbacks:
         chosen = [one for one in (self.generations, self.panel) if one is not None]
         return [self.log, self.stopping, *chosen, *self.trackers, *others, self.meter]
 
-    def close(self) -> None:
+    def __enter__(self) -> Callbacks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give the terminal back and end the trackers' entries, however the run ended."""
         self.log.close()
         for tracker in self.trackers:
             if hasattr(tracker, "close"):
-                tracker.close()
+                tracker.close(failed=kind is not None)
 
 
 def make_callbacks(

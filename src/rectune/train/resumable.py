@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from rectune.errors import ModelError
 from rectune.files import atomic_folder, write_json
+from rectune.model.memory import is_out_of_memory
 from rectune.train.checkpoints import PENDING, evaluation_pending, mark_complete, rotate
 
 
@@ -27,6 +29,8 @@ def _refusing(checkpoint: str | None, what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise  # nothing is wrong with the file
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"{checkpoint}: its {what} is not what a training saves, and nothing in it was run ({reason}); "
@@ -50,7 +54,7 @@ class _LossSinceLog(TrainerCallback):
 
 
 class _NothingLeft(Exception):  # noqa: N818
-    """The evaluation that was put off was all that was left to do."""
+    """The evaluation that was put off was all that was left to do, or was cut short again."""
 
 
 class ResumableTrainer(Trainer):
@@ -85,14 +89,20 @@ class ResumableTrainer(Trainer):
         self.add_callback(_LossSinceLog(self))
 
     def train(self, *arguments: Any, **named: Any) -> Any:
-        """Train, or only evaluate where that was all that was left."""
+        """Train, or only evaluate where that was all that was left or was cut short again."""
         try:
             return super().train(*arguments, **named)
         except _NothingLeft:
             return None
 
     def put_off_evaluation(self) -> None:
-        """Stop with a checkpoint from which the run goes on with the evaluation that was cut short."""
+        """Stop with a checkpoint from which the run goes on with the evaluation that was cut short.
+
+        Raises:
+            _NothingLeft: it had been put off before: the checkpoint that says so stands. `train` catches this.
+        """
+        if self._catching_up:
+            raise _NothingLeft
         self._put_off = True
         self.control.should_evaluate = False
         self.control.should_save = True
@@ -108,6 +118,16 @@ class ResumableTrainer(Trainer):
             self._catching_up = False
             if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
                 raise _NothingLeft
+
+    def _evaluation_due(self) -> bool:
+        """Whether the evaluation of this step is still to come: that of an epoch follows the save of its last step."""
+        if self.args.eval_strategy != "epoch":
+            return False
+        batches = len(self.callback_handler.train_dataloader)
+        steps = math.ceil(batches / self.args.gradient_accumulation_steps)
+        step = self.state.global_step
+        made = any("eval_loss" in log and log["step"] == step for log in self.state.log_history)
+        return step % steps == 0 and not made
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are made: while one is being saved, out of sight."""
@@ -132,7 +152,7 @@ class ResumableTrainer(Trainer):
             pending = {
                 "loss_since_log": self._tr_loss.item(),
                 "logged_at": self._globalstep_last_logged,
-                "evaluation": self._put_off,
+                "evaluation": self._put_off or self._evaluation_due(),
             }
             write_json(folder / PENDING, pending)
             self.on_saved(folder)

@@ -23,7 +23,7 @@ KEPT = "kept"
 HISTORY = "log_history.json"
 DIAGNOSIS = "diagnosis.json"
 """What was found wrong with a run, in its folder for logs."""
-_EXTRA = "extra_epochs.json"
+EXTRA = "extra_epochs.json"
 """Where --extra-epochs were trained: the epochs first asked for, and how many were added."""
 
 Say = Callable[[str], None]
@@ -44,7 +44,8 @@ def is_finished(run: Path) -> bool:
 
 
 def _holds_run(run: Path) -> bool:
-    return is_finished(run) or any(run.glob("checkpoint-*"))
+    """Whether a run folder holds what a fresh start would destroy: an adapter, also of a run that broke."""
+    return (run / ADAPTER_FILE).is_file() or any(run.glob("checkpoint-*"))
 
 
 def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) -> Checkpoint | None:
@@ -78,16 +79,16 @@ def starting_point(config: Config, resume: Resume, overwrite: bool, say: Say) ->
         latest = latest_checkpoint(run, say)
         if latest is None and (run / ADAPTER_FILE).is_file():
             raise ConfigError(
-                f"output_dir: {run} holds a finished run without a usable checkpoint to go on from; start from its "
+                f"output_dir: {run} holds an adapter without a usable checkpoint to go on from; start from its "
                 f"adapter with adapter_name_or_path={run} output_dir=OTHER, or start over with --overwrite"
             )
         if latest is None:
             say(f"resume: {run} holds no usable checkpoint, so training starts from the beginning")
         return latest
     if _holds_run(run):
+        ways = "go on with --resume, " if any(run.glob("checkpoint-*")) else ""
         raise ConfigError(
-            f"output_dir: {run} already holds a run; go on with --resume, start over with --overwrite, "
-            "or set output_dir=OTHER"
+            f"output_dir: {run} already holds a run; {ways}start over with --overwrite, or set output_dir=OTHER"
         )
     return None
 
@@ -161,7 +162,7 @@ def check_same_data(start: Checkpoint, content_hash: str) -> None:
 def asked_epochs(run: Path) -> float | None:
     """The num_train_epochs that a run was started with, before --extra-epochs; None where there were none."""
     try:
-        return float(json.loads((run / _EXTRA).read_text(encoding="utf-8"))["num_train_epochs"])
+        return float(json.loads((run / EXTRA).read_text(encoding="utf-8"))["num_train_epochs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -170,16 +171,16 @@ def extra_epochs(config: Config, resume: Resume, start: Checkpoint | None) -> fl
     """Epochs beyond `num_train_epochs`: those asked for now, else those that this run was going on for."""
     if resume.extra_epochs or start is None or asked_epochs(config.output_dir) != config.num_train_epochs:
         return resume.extra_epochs
-    return float(json.loads((config.output_dir / _EXTRA).read_text(encoding="utf-8"))["extra"])
+    return float(json.loads((config.output_dir / EXTRA).read_text(encoding="utf-8"))["extra"])
 
 
 def save_config(config: Config, asked: Config) -> None:
     """Write a run's `config.yaml`, with the extra epochs in it, and what was asked for without them beside it."""
     run, extra = config.output_dir, config.num_train_epochs - asked.num_train_epochs
     if extra:
-        write_json(run / _EXTRA, {"num_train_epochs": asked.num_train_epochs, "extra": extra})
+        write_json(run / EXTRA, {"num_train_epochs": asked.num_train_epochs, "extra": extra})
     else:
-        (run / _EXTRA).unlink(missing_ok=True)
+        (run / EXTRA).unlink(missing_ok=True)
     write_text(run / "config.yaml", config.to_yaml())
 
 

@@ -186,7 +186,7 @@ class StopSignals(TrainerCallback):
             yield
         except EvaluationCut:
             self.stopped = True
-            self.say("stopping in an evaluation; a checkpoint will be saved, and --resume evaluates first")
+            self.say("stopping in an evaluation; it is made first when the run goes on")
             raise
         finally:
             self._scoring = False

@@ -128,9 +128,9 @@ def wandb_callback(config: Config, say: Callable[[str], None]) -> Any:
             super().on_train_end(args, state, control, **others)
             self.close()
 
-        def close(self) -> None:
+        def close(self, failed: bool = False) -> None:
             if self._wandb.run is not None:
-                self._wandb.finish()
+                self._wandb.finish(exit_code=int(failed))
 
     where = "WANDB_MODE=online sends it" if mode == "offline" else "as WANDB_MODE or WANDB_API_KEY says"
     say(f"watch: Weights & Biases, {mode}, in {config.output_dir / 'logs' / 'wandb'} ({where})")
@@ -193,8 +193,8 @@ def trackio_callback(config: Config, say: Callable[[str], None]) -> Any:
             with contextlib.nullcontext() if remote else contextlib.redirect_stdout(io.StringIO()):
                 super().on_train_end(args, state, control, **others)
 
-        def close(self) -> None:
-            if self._initialized:
+        def close(self, failed: bool = False) -> None:
+            if self._initialized:  # trackio keeps no word of how an entry ended
                 with contextlib.redirect_stdout(io.StringIO()):
                     self._trackio.finish()
                 self._initialized: bool = False

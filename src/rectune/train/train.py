@@ -41,6 +41,7 @@ from rectune.train.halving import Halving
 from rectune.train.plan import Machine, planned
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
 from rectune.train.record import RunRecord
+from rectune.train.refusal import no_trace_of_refusal
 from rectune.train.shortage import full_disk, shortages
 from rectune.train.start import (
     BEST,
@@ -172,12 +173,14 @@ def train(
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
     transcript = Transcript(say)
+    record = RunRecord(config.output_dir / "logs")
     with (
-        run_lock(config.output_dir),
+        run_lock(config.output_dir, transcript.say),
         outlive_terminal() as terminal,
         StopSignals(transcript.say, terminal) as signals,
+        no_trace_of_refusal(config.output_dir, record, terminal),
         transcript.last_words(),
-        RunRecord(config.output_dir / "logs") as record,
+        record,
         full_disk(config.output_dir),
     ):
         begin = prepare_start(config, resume, overwrite, transcript.say)
@@ -316,19 +319,20 @@ def _train(
         if done is None and not begin.extra:
             done = called.stopping.reason_to_stop(trainer.state.log_history)
         trainer.state.max_steps = last
-    if done is not None:
+    if start is not None and done is not None:
         say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
+        record.progress(start.step, last, None)
     else:
         try:
-            with shortages(loaded.device.type, plan, run, halving):
+            with called, shortages(loaded.device.type, plan, run, halving):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
             checkup.look(trainer.state.log_history, silent=True)
             raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
-        finally:
-            called.close()
     if signals.stopped:
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with --resume")
+        # A run that goes on from another's checkpoint may have none of its own yet.
+        again = "--resume" if checkpoint_folders(run) else "the same command"
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with {again}")
     if trainer.state.best_global_step is None:
         if start is not None and done is not None:  # its last adapter is in the checkpoint, not in the model
             set_peft_model_state_dict(model, load_peft_weights(str(start.folder), device=loaded.device.type))

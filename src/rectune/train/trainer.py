@@ -249,6 +249,7 @@ class AnswerTrainer(ResumableTrainer):
             NotFinite: a score is not a number.
         """
         if self.validation is None:
+            self.end_put_off_evaluation()  # the run was stopped in it, and goes on with eval_strategy=no
             return {}
         start = time.perf_counter()
         trees = self.validation.trees
