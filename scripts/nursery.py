@@ -99,6 +99,7 @@ def _mark_places(events: int) -> None:
         (AnswerTrainer, "_load_from_checkpoint", "loading a checkpoint"),
         (AnswerTrainer, "_load_optimizer_and_scheduler", "loading a checkpoint"),
         (AnswerTrainer, "_load_rng_state", "loading a checkpoint"),
+        (AnswerTrainer, "_inner_training_loop", "between two steps"),
         (AnswerTrainer, "training_step", "in a step"),
         (AnswerTrainer, "evaluate", "in evaluation"),
         (AnswerTrainer, "_save_checkpoint", "saving a checkpoint"),
