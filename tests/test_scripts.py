@@ -165,7 +165,7 @@ def test_finetune_resumes_and_extends_and_refuses(trained: Path, front: Front, c
     assert ended.code == 0 and "last completed step: 1" in ended.out
     ended = front("finetune_lora", "--config", config, "--resume", "--extra-epochs", 2)
     assert ended.code == 2 and "--extra-epochs: max_steps decides" in ended.err
-    longer = ["max_steps=-1", "num_train_epochs=0.1", "max_train_samples=160", "save_steps=50"]
+    longer = ["max_steps=-1", "num_train_epochs=0.1", "save_steps=50"]
     ended = front("finetune_lora", "--config", config, "--resume", "--extra-epochs", 1, *longer)
     assert ended.code == 0 and "last completed step: 2\n  next step: 3" in ended.out
     ended = front("finetune_lora", "--config", config, "gen_eval_samples=2", "--overwrite", "max_steps=1")

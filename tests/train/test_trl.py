@@ -230,7 +230,7 @@ def test_unsloth_without_a_card_is_one_line(run: Run, monkeypatch: Any) -> None:
 
 
 def test_the_native_backend_imports_neither_package(make: Callable[..., Config], tmp_path: Path) -> None:
-    config = make(max_steps=1, eval_strategy="no", save_steps=1, max_train_samples=8)
+    config = make(max_steps=1, eval_strategy="no", save_steps=1, max_train_samples=24)
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; "
