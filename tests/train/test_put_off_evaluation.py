@@ -26,7 +26,8 @@ EPOCHS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "max_steps": -1,
     "num_train_epochs": 3.0,
-    "max_train_samples": 8,  # 2 steps an epoch
+    "max_train_samples": 16,
+    "gradient_accumulation_steps": 4,  # 2 steps an epoch
     "max_eval_samples": 10,
     "logging_steps": 1,
     "early_stopping_patience": 0,
