@@ -3,7 +3,7 @@
 Each run is the demo's configuration with few events and the keys named below.
 
   python benchmarks/diagnose_runs.py
-  python benchmarks/diagnose_runs.py healthy rate_too_high --output /tmp/diagnose
+  python benchmarks/diagnose_runs.py healthy rate_too_high --output F
 """
 
 from __future__ import annotations

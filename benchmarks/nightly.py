@@ -16,7 +16,7 @@ among other users as prior). Time is cut once for all users:
 
 All are asked with the item rates of the whole of both days, so that only the adapters differ.
 
-  python benchmarks/nightly.py --folder /tmp/nightly --json nightly.json
+  python benchmarks/nightly.py --folder F --json nightly.json
 """
 
 from __future__ import annotations

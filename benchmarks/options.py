@@ -4,7 +4,7 @@ SmolLM2-135M and ML-100K out of the package index. Every row trains on the same 
 on the same validation events, drawn user by user; a paired bootstrap over users compares it with the plain adapter.
 What another seed would change is not in these intervals.
 
-  python benchmarks/options.py --folder /tmp/options --json options.json
+  python benchmarks/options.py --folder F --json options.json
 """
 
 from __future__ import annotations
