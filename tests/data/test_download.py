@@ -142,7 +142,7 @@ def test_a_part_of_another_version_is_thrown_away_and_fetched_anew(server: Serve
     assert server.asked == ["bytes=1000-", None]
 
 
-@pytest.mark.parametrize("md5", [MD5, None])
+@pytest.mark.parametrize("md5", [MD5, None], ids=["with its checksum", "without one"])
 def test_a_damaged_file_is_an_error_and_leaves_nothing(server: Server, target: Path, md5: str | None) -> None:
     server.content = CONTENT[:5000] + b"x" + CONTENT[5001:]
     with pytest.raises(ResourceError, match="damaged"):
