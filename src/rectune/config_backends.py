@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rectune.config import Config
+from rectune.config_keys import Config
 
 NATIVE, TRL, UNSLOTH = "native", "trl", "unsloth"
 

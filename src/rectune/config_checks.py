@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rectune.config_backends import backend_problems
-
-if TYPE_CHECKING:
-    from rectune.config import Config
+from rectune.config_keys import Config
 
 
 def _initialisation(config: Config) -> list[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from rectune.config_checks import cross_checks
-
-if TYPE_CHECKING:
-    from rectune.config import Config
+from rectune.config_keys import Config
 
 _ENDS = ("low", "high")
 _PARTS = (*_ENDS, "log", "step")
