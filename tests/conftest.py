@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def load_script(name: str) -> Any:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--integration-model-path", help="Run the integration tests on this model (hub name or folder).")
     parser.addoption("--integration-config-path", help="Take the model of the integration tests from this config.")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _a_terminal_to_lose() -> None:
+    """Tests started under nohup ignore SIGHUP, and their children would; some test what it does."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

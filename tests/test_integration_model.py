@@ -109,9 +109,8 @@ def check_loss(real: Real) -> None:
 
     from rectune.model.answers import hidden_at, word_losses
     from rectune.train.batches import TrainingCollator
-    from rectune.train.train import ends_answers
 
-    words, with_end = real.prompts.verbalizer, ends_answers(real.config)
+    words, with_end = real.prompts.verbalizer, real.config.ends_answers
     batch = TrainingCollator(real.tree, words, with_end)([[0]])
     batch = {name: value.to(real.loaded.device) for name, value in batch.items()}
     rows, positions, targets = batch["rows"], batch["positions"], batch["labels"]

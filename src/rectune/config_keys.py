@@ -264,6 +264,14 @@ class Config(BaseModel):
         """How many of a user's first events are not asked about."""
         return self.history_len if self.min_history is None else self.min_history
 
+    @property
+    def ends_answers(self) -> bool:
+        """Whether label and end token stand behind each prompt in training.
+
+        In a stream the next event does, and a classification head reads the prompt alone.
+        """
+        return self.layout == "pointwise" and self.prompt_format != "classifier"
+
     def dataset_folder(self) -> Path:
         """Where the prepared dataset lies."""
         return self.dataset_dir if self.dataset_dir is not None else Path("data") / self.dataset_name()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,26 @@ def test_an_unreachable_hub_is_found_out_in_seconds(tmp_path: Path, endpoint: st
     line, seconds = done.stdout.splitlines()
     assert "rectune run demo_cpu" in line and float(seconds) < 10
     assert done.stderr == ""
+
+
+def test_a_signal_while_the_model_loads_is_no_fault_of_the_model(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AskedToStopError(RectuneError):
+        """What a handler of SIGTERM raises."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise AskedToStopError
+
+    def loads_slowly(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for library, loader in (("AutoModelForCausalLM", load_model), ("AutoTokenizer", load_tokenizer)):
+            with monkeypatch.context() as patched:
+                patched.setattr(f"transformers.{library}.from_pretrained", loads_slowly)
+                with pytest.raises(AskedToStopError):
+                    loader(tiny_config(), silent)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,6 +18,7 @@ from rectune.baselines.served import Met
 from rectune.config import Config, parse_config
 from rectune.data.columns import TEST, VALIDATION
 from rectune.errors import ConfigError, DataError, ModelError
+from rectune.lock import run_lock
 from rectune.measure.blending import fit_blend
 from rectune.measure.classification import auc, log_loss
 from rectune.prompt.events import Event
@@ -246,6 +247,8 @@ def test_what_cannot_be_calibrated_is_one_line_and_changes_nothing(trained: Path
     before = (copy / FILE_NAME).read_bytes()
     with pytest.raises(ConfigError, match="checkpoint-2: is a checkpoint, which --resume must find unchanged"):
         recalibrate(copy / "checkpoint-2", [], silent, QUIET)
+    with run_lock(copy), pytest.raises(ConfigError, match="is in use by another rectune"):
+        recalibrate(copy, [], silent, QUIET)
     with pytest.raises(DataError, match=r"validation: \d+ events are too few to fit anything on .*Nothing was changed"):
         recalibrate(copy, [], silent, QUIET)
     with pytest.raises(ModelError, match=r"blend: got \['stack'\], but the weights saved with this run are for"):

@@ -90,7 +90,8 @@ ADAPTERS: list[dict[str, Any]] = [
 def test_every_adapter_trains_and_plain_peft_gives_its_scores_and_the_untuned_ones(
     keys: dict[str, Any], run: Run
 ) -> None:
-    folder, _ = run(**SHORT, **keys)
+    folder, lines = run(**SHORT, **keys)
+    assert any("this model has no biases" in line for line in lines) == ("lora_bias" in keys)
     off = check_scores(folder)
     said: list[str] = []
     evaluate(folder, [], "validation", "logits", True, said.append, QUIET)

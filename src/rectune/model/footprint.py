@@ -201,8 +201,7 @@ class Memory:
     def _places(self, answers: int) -> int:
         """Where a loss is taken over the whole vocabulary, in two calls where the end token is trained too."""
         words = 0 if self.config.loss_over == "labels" or self.config.prompt_format == "classifier" else answers
-        ends = answers if self.config.layout == "pointwise" and self.config.prompt_format != "classifier" else 0
-        return words + ends
+        return words + (answers if self.config.ends_answers else 0)
 
     def workspace(self, rows: Rows) -> int:
         """What the backward pass of one block takes beside what was kept: gradients on their way, a weight unpacked."""

@@ -14,7 +14,7 @@ from urllib.request import getproxies
 import torch
 
 from rectune.config import Config
-from rectune.errors import ModelError, ResourceError
+from rectune.errors import ModelError, RectuneError, ResourceError
 from rectune.model import blocks
 from rectune.model.attention import choose_attention
 from rectune.model.device import choose_device, choose_dtype
@@ -112,6 +112,8 @@ def load_tokenizer(config: Config, say: Say) -> Any:
     source, extra = resolve_source(config.model_name_or_path, say)
     try:
         return AutoTokenizer.from_pretrained(source, revision=config.model_revision, **extra)
+    except RectuneError:  # a signal that stops the run while it loads
+        raise
     except Exception as error:  # the libraries raise many kinds; each becomes one line
         raise _translated(config.model_name_or_path, "tokenizer", error) from error
 
@@ -128,6 +130,8 @@ def read_model_config(config: Config, say: Say) -> Any:
     source, extra = resolve_source(config.model_name_or_path, say)
     try:
         return AutoConfig.from_pretrained(source, revision=config.model_revision, **extra)
+    except RectuneError:  # a signal that stops the run while it loads
+        raise
     except Exception as error:  # the libraries raise many kinds; each becomes one line
         raise _translated(config.model_name_or_path, "configuration", error) from error
 
@@ -216,6 +220,8 @@ def load_model(config: Config, say: Say) -> Loaded:
             f"{config.model_name_or_path}: its weights do not fit the memory of this {device.type} device; "
             "set use_qlora=true or take a smaller model"
         ) from error
+    except RectuneError:  # a signal that stops the run while it loads
+        raise
     except Exception as error:  # the libraries raise many kinds; each becomes one line
         raise _translated(config.model_name_or_path, "model", error) from error
     check_head(model, config.model_name_or_path)

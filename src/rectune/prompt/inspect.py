@@ -19,7 +19,6 @@ from rectune.model.load import load_tokenizer
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import EventHistories, encode, encode_stream, sample_rows
 from rectune.prompt.follow import follow_events, follow_windows
-from rectune.prompt.layouts import ends_answers
 from rectune.prompt.lengths import (
     NO_CUT,
     character_lengths,
@@ -71,7 +70,7 @@ def _prompts(
     uncut = config.with_overrides(cutoff_len=NO_CUT, sweep={})
     trees = encode(uncut, data.events, data.catalog, data.content_hash, PointwisePrompts(uncut, pieces), rows, say)
     seconds = time.perf_counter() - start
-    lengths = trees.lengths + (2 if ends_answers(config) else 0)
+    lengths = trees.lengths + (2 if config.ends_answers else 0)
     found = report_lengths(lengths, "tokens", shares, config, packed, console)
     found["prompts_per_second"] = round(len(trees) / seconds)
     say(f"tokenised {len(trees):,} prompts in {seconds:.2f} s ({len(trees) / seconds:,.0f}/s)")

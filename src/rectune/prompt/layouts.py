@@ -11,14 +11,6 @@ Prompts = PointwisePrompts | StreamPrompts
 """Both build a plain prompt from a history and a candidate, and know their label words."""
 
 
-def ends_answers(config: Config) -> bool:
-    """Whether label and end token stand behind each prompt in training.
-
-    In a stream the next event does, and a classification head reads the prompt alone.
-    """
-    return config.layout == "pointwise" and config.prompt_format != "classifier"
-
-
 def prompts_for(config: Config, pieces: Pieces) -> Prompts:
     """The builder of `layout`.
 

@@ -18,7 +18,6 @@ from rectune.errors import ConfigError, DataError
 from rectune.files import write_json, write_text
 from rectune.measure.classification import probability
 from rectune.prompt.events import Event, Prompt
-from rectune.prompt.layouts import ends_answers
 from rectune.prompt.tree import Trees
 from rectune.report.evaluate import write_metrics
 from rectune.score.candidates import Candidate, Request, request_joined, request_prior
@@ -279,7 +278,7 @@ def _check_lengths(run: OpenRun, questions: list[Question], file: Path, say: Say
     Raises:
         DataError: a record is longer than the model can read at all.
     """
-    ending = 2 if ends_answers(run.config) else 0
+    ending = 2 if run.config.ends_answers else 0
     sizes = [len(question.prompt.tokens) + ending for question in questions]
     most = getattr(run.model.config, "max_position_embeddings", None)
     if most is not None and max(sizes) > most:

@@ -12,6 +12,7 @@ from rectune.baselines.blended import fit_served
 from rectune.config import Config, parse_override
 from rectune.data.columns import LABEL, VALIDATION
 from rectune.errors import ConfigError, DataError
+from rectune.lock import run_lock
 from rectune.score import calibrate as calibration
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun, open_run, run_config
@@ -53,12 +54,20 @@ def recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], 
         console: shows progress.
 
     Raises:
-        ConfigError: the folder is a checkpoint, or `blend` holds the stack, which the run starts from already.
+        ConfigError: the folder is a checkpoint or in use, or `blend` holds the stack, which it starts from already.
         DataError: the dataset is missing, damaged or not the one trained on, or has too few validation events.
         ModelError: the run is.
     """
     if (folder / _CHECKPOINT).is_file():
         raise ConfigError(f"{folder}: is a checkpoint, which --resume must find unchanged; give its run folder")
+    if not folder.is_dir():
+        run_config(folder, overrides)  # says what is wrong, and makes no folder
+    with run_lock(folder, say):
+        return _recalibrate(folder, overrides, say, console)
+
+
+def _recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], console: Console) -> AdapterSettings:
+    """Fit and save, while no other process writes into the folder."""
     given = run_config(folder, overrides)
     run = open_run(folder, _without_blend(overrides), say)
     names = _joining(run, given, overrides)

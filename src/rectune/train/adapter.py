@@ -75,6 +75,8 @@ def adapted_model(config: Config, loaded: Loaded, settings: AdapterSettings, ver
         model = attach_unsloth(loaded.model, config, loaded.source, loaded.revision)
     else:
         model = attach_adapter(loaded.model, config, loaded.source, loaded.revision)
+        if config.lora_bias != "none":  # biases that there are were refused
+            say(f"adapter: this model has no biases, so lora_bias={config.lora_bias} trains none")
         kind = config.init_lora_weights
         if kind in FROM_BASE:
             say(

@@ -9,7 +9,6 @@ from rectune.config import Config
 from rectune.errors import ResourceError
 from rectune.model.flops import peak_operations
 from rectune.model.shape import ModelShape
-from rectune.prompt.layouts import ends_answers
 from rectune.train.arguments import planned_steps
 from rectune.train.workload import Workload
 
@@ -65,7 +64,7 @@ def estimate_pace(
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     # Where a loss is taken over the whole vocabulary.
     words = 0 if config.loss_over == "labels" or config.prompt_format == "classifier" else side.mean_answers
-    places = words + (side.mean_answers if ends_answers(config) else 0)
+    places = words + (side.mean_answers if config.ends_answers else 0)
     flops = per_step * shape.training_flops(config, side.mean, side.mean_pairs, places)
     share = _SHARE.get(device.type, _SHARE["cuda"])
     if tflops is not None:

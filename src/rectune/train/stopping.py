@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,6 +11,7 @@ from transformers import TrainerCallback
 from rectune.errors import RectuneError
 from rectune.terminal import Terminal
 from rectune.train.best import Log, best_evaluation
+from rectune.train.signals import Signals
 
 
 def evaluations_since_best(history: list[Log], metric: str) -> int:
@@ -130,7 +128,7 @@ class EvaluationCut(BaseException):
     """A signal came while the validation events were being scored."""
 
 
-class StopSignals(TrainerCallback):
+class StopSignals(Signals, TrainerCallback):
     """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once.
 
     An evaluation may take longer than whoever sent the signal waits, so it is cut short and made when the run goes on.
@@ -142,30 +140,21 @@ class StopSignals(TrainerCallback):
     """
 
     def __init__(self, say: Callable[[str], None], terminal: Terminal) -> None:
+        super().__init__()
         self.say = say
         self.terminal = terminal
-        self.received: int | None = None
         self.stopped = False
         self._begun = False
         self._told = False
         self._scoring = False
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
+    def react(self) -> None:
+        """Stop at once where nothing is under way, or an evaluation that can be made again.
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        # Only a flag: a line printed here could cut into one that is being printed.
-        self.received = number
+        Raises:
+            EvaluationCut: validation is being scored.
+            Interrupted: training has not begun.
+        """
         if self._scoring:
             self._scoring = False
             raise EvaluationCut

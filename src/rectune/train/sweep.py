@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +13,7 @@ from rectune.errors import ConfigError, RectuneError
 from rectune.lock import run_lock
 from rectune.prompt.dataset import open_dataset
 from rectune.terminal import outlive_terminal
+from rectune.train.signals import Signals
 from rectune.train.start import empty
 from rectune.train.sweep_plots import write_plots
 from rectune.train.sweep_result import summary, tidy, trial_config, trial_folder, verdict_lines, write_files
@@ -34,29 +32,6 @@ class SweepInterrupted(RectuneError):  # noqa: N818
     """A sweep was stopped by a signal; its running trial has saved a checkpoint."""
 
     exit_code = 130
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM let the running trial save and stop; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
 
 
 def _twin(study: SweepStudy, values: dict[str, Any]) -> Result | None:
@@ -162,7 +137,7 @@ def sweep(
         raise ConfigError("eval_strategy: got 'no', but trials are compared by evaluation; use steps or epoch")
     folder = config.output_dir / FOLDER
     until = None if timeout is None else time.monotonic() + timeout
-    with _Signals() as signals, run_lock(folder), outlive_terminal():
+    with Signals() as signals, run_lock(folder), outlive_terminal():
         if overwrite:
             empty(folder)
         data = open_dataset(config, say)
@@ -172,7 +147,7 @@ def sweep(
         say(f"space: {described(study.space)}")
 
         def stopping() -> bool:
-            return signals.received or (until is not None and time.monotonic() >= until)
+            return signals.received is not None or (until is not None and time.monotonic() >= until)
 
         try:
             with SweepView(console, say, list(study.space), metric, trials) as view:
@@ -180,7 +155,7 @@ def sweep(
         finally:
             found = summary(study)
             write_files(study, found)
-        return _told(study, found, trials, signals.received, say, console)
+        return _told(study, found, trials, signals.received is not None, say, console)
 
 
 def _told(

@@ -26,7 +26,7 @@ from rectune.model.lora import seal_adapter
 from rectune.model.losses import loss_of
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import clear_cache, encode, split_sample
-from rectune.prompt.layouts import ends_answers, prompts_for
+from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
@@ -295,7 +295,7 @@ def _train(
         attention=loaded.attention,
         answer_loss=answer_loss,
         lr_ratio=config.loraplus_lr_ratio,
-        with_end=ends_answers(config),
+        with_end=config.ends_answers,
         validation=validation,
         save_total_limit=config.save_total_limit,
         start=start.folder if start else None,
@@ -308,7 +308,7 @@ def _train(
         args=trainer_arguments(config, config.num_train_epochs, say),
         train_dataset=packs,
         eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
-        data_collator=TrainingCollator(trees, prompts.verbalizer, ends_answers(config)),
+        data_collator=TrainingCollator(trees, prompts.verbalizer, config.ends_answers),
         processing_class=loaded.tokenizer,
         callbacks=called.all(checkup, *watchers, signals),
     )

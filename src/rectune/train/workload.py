@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from rectune.config import Config
 from rectune.model.footprint import Rows
-from rectune.prompt.layouts import ends_answers
 from rectune.prompt.packs import pack
 from rectune.prompt.tree import Trees
 
@@ -87,7 +86,7 @@ def pack_rows(config: Config, trees: Trees) -> list[list[int]]:
     """Which trees share a row in training; without packing, each has its own."""
     if not config.packing:
         return [[index] for index in range(len(trees))]
-    return pack(trees.lengths + (2 if ends_answers(config) else 0), config.cutoff_len, config.seed)
+    return pack(trees.lengths + (2 if config.ends_answers else 0), config.cutoff_len, config.seed)
 
 
 def workload_of(config: Config, trees: Trees, held_out: Trees, packs: list[list[int]]) -> Workload:
@@ -99,7 +98,7 @@ def workload_of(config: Config, trees: Trees, held_out: Trees, packs: list[list[
         held_out: what evaluation scores.
         packs: which of `trees` share a row.
     """
-    training = _side(trees, packs, 2 if ends_answers(config) else 0)
+    training = _side(trees, packs, 2 if config.ends_answers else 0)
     return Workload(
         training,
         _side(held_out, [[index] for index in range(len(held_out))], 0),
