@@ -172,13 +172,24 @@ def test_purchases_and_labels_need_no_ratings(rectune: Callable[..., Ended], tmp
     common = ("--time", "when", f"model_name_or_path={tiny_qwen3}")
     bought = rectune("prepare", "log.csv", "--purchases", *common)
     assert bought.code == 0, bought.err
-    assert "warning: all purchases are liked: there is nothing to tell apart" in bought.out
-    assert load_events(tmp_path / "data/log")["label"].to_list() == [1] * 36
+    # Everybody bought everything, so that no negative can be drawn.
+    assert "warning" not in bought.out and load_events(tmp_path / "data/log")["label"].to_list() == [1] * 36
     assert "next: nothing can be trained yet, since there are no negatives" in bought.out
     assert "next: rectune train" not in bought.out
     refused = rectune("train", "data/log.yaml")
     assert refused.code == 3 and "training events are positive, so there is nothing to tell apart" in refused.err
     assert not list((tmp_path / "output").rglob("adapter_model.safetensors"))
+    Path("log.csv").write_text(
+        "user,item,when,chosen\n" + "\n".join(row for at, row in enumerate(rows) if at % 5) + "\n"
+    )
+    bought = rectune("prepare", "log.csv", "--purchases", "--force", *common, "negatives=2")
+    assert bought.code == 0, bought.err
+    events = load_events(tmp_path / "data/log")
+    assert 0 < events.filter(pl.col("label") == 0).height == events["drawn_for"].drop_nulls().len()
+    assert "proposed: history_shows label" in bought.out and "next: rectune train data/log.yaml" in bought.out
+    written = yaml.safe_load(Path("data/log.yaml").read_text())
+    assert (written["label_from"], written["negatives"], written["history_shows"]) == ("purchases", 2, "label")
+    Path("log.csv").write_text("user,item,when,chosen\n" + "\n".join(rows) + "\n")
     told = rectune("prepare", "log.csv", "--label", "chosen", "--force", *common)
     assert told.code == 0, told.err
     events = load_events(tmp_path / "data/log")

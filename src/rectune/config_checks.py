@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rectune.config_backends import backend_problems
-from rectune.config_keys import Config
+from rectune.config_keys import Config, default_of
 
 
 def _initialisation(config: Config) -> list[str]:
@@ -83,6 +83,12 @@ def cross_checks(config: Config) -> list[str]:
         )
     if not config.dataset_name().strip():
         problems.append(f"dataset: got {config.dataset!r}, which names none; use ml-100k or a folder or zip")
+    for key in ("negatives", "negative_sampling"):
+        if config.label_from != "purchases" and getattr(config, key) != default_of(key):
+            problems.append(
+                f"{key}: does nothing beside label_from: {config.label_from}, whose labels are there already; set "
+                "label_from=purchases"
+            )
     problems += _of_tables(config)
     if config.output_dir == Path():
         problems.append("output_dir: got an empty path or the current folder; name a folder for the run")

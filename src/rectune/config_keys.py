@@ -66,7 +66,11 @@ class Config(BaseModel):
     max_rejects: str | int = "50%"
     """How many rows may be unusable, a share such as 1% or a number; 0 stops at the first."""
     label_from: Literal["rating", "column", "purchases"] = "rating"
-    """rating: liked from rating_threshold on; column: the source's own labels; purchases: every event is liked."""
+    """rating: liked from rating_threshold on; column: the source's own labels; purchases: all liked, with negatives."""
+    negatives: int = Field(1, ge=1, le=1000)
+    """With label_from: purchases, how many items that the user never bought are drawn beside each one bought."""
+    negative_sampling: Literal["uniform", "popularity", "hard"] = "uniform"
+    """Which are drawn: any alike; by how often they are bought in training; or of the same category as the purchase."""
     rating_threshold: float = 4.0
     """With label_from: rating, an event is liked when its rating is at least this."""
     split: Literal["timeline", "global_time", "leave_one_out", "column"] = "timeline"

@@ -11,6 +11,7 @@ import yaml
 
 from rectune.config import Config, default_of, parse_config, parse_override
 from rectune.data import columns as c
+from rectune.data.folder import load_meta
 from rectune.data.label import labelled
 from rectune.data.look import look, propose_histories, propose_threshold, say_look, warnings
 from rectune.data.prepare import prepare
@@ -37,8 +38,8 @@ _DOMAINS = {
 _ORDER = (
     "model_name_or_path", "dataset", "dataset_dir", "output_dir", "items", "items_id_column", "user_column",
     "item_column", "time_column", "rating_column", "label_column", "split_column", "title_column", "category_column",
-    "attribute_columns", "label_from", "rating_threshold", "split", "history_len", "min_history", "prompt_domain",
-    "item_text", "cutoff_len",
+    "attribute_columns", "label_from", "rating_threshold", "negatives", "negative_sampling", "split", "history_len",
+    "min_history", "prompt_domain", "item_text", "history_shows", "cutoff_len",
 )  # fmt: skip
 """Keys that come first in the file: what was found out about this table."""
 
@@ -95,7 +96,8 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     ordered = roles.TIME in columns.events
     found = look(rows)
     say_look(found, read.nouns, ordered, say)
-    for line in warnings(found, read.nouns, ordered):
+    purchases = first.label_from == "purchases"
+    for line in warnings(found, read.nouns, ordered, purchases):
         say(f"warning: {line}")
     base, machine = _machine()
     say(f"settings: those of {base}.yaml, since {machine}")
@@ -111,6 +113,9 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     settings["prompt_domain"] = _domain(file, events.names + (items.names if items is not None else []))
     settings["item_text"] = _item_text(read.catalog)
     say(f"proposed: prompt_domain {settings['prompt_domain']}, item_text {settings['item_text']!r}")
+    if purchases and "history_shows" not in own:
+        settings["history_shows"] = "label"
+        say("proposed: history_shows label, since purchases have no ratings to show")
     draft = parse_config({**settings, **values}, "what is proposed")
     if "cutoff_len" not in own:
         cutoff, how = _cutoff(draft, read, rows, _CUTOFF_CUDA if base == _CUDA else _CUTOFF_CPU, say)
@@ -122,11 +127,13 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     _write(target, _text(all_values, target, file, base, machine, read), force)
     say(f"written: {target}")
     prepare(config, force=force, say=say, read=read)
-    if rows[c.LABEL].n_unique() < 2:
+    trained = load_meta(config.dataset_folder())["splits"][c.TRAIN]
+    if trained["positive"] in (0, trained["rows"]):
         what = "negatives" if found.liked else "positives"
+        more = "users who did not choose everything" if purchases else "events of both labels"
         say(
-            f"next: nothing can be trained yet, since there are no {what} to tell apart; give events of both labels "
-            "(--label COLUMN or --rating COLUMN)"
+            f"next: nothing can be trained yet, since there are no {what} to tell apart; give {more}"
+            + ("" if purchases else " (--label COLUMN or --rating COLUMN)")
         )
     else:
         say(f"next: rectune train {target}   (before it: rectune inspect {target} --show-examples 1)")

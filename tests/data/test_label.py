@@ -37,7 +37,10 @@ def test_labels_of_the_source_stay_as_they_are() -> None:
 def test_every_purchase_is_liked_and_that_is_said() -> None:
     said: list[str] = []
     assert labelled(source(), Config(label_from="purchases"), said.append)["label"].to_list() == [1, 1]
-    assert said == ["labels: each of these orders is one that the user chose, so all labels are 1"]
+    assert said == [
+        "labels: each of these orders is one that the user chose, so all labels are 1; items that the user never chose "
+        "are drawn beside them"
+    ]
 
 
 @pytest.mark.parametrize(

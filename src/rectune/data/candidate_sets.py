@@ -25,6 +25,7 @@ from rectune.data.columns import (
     USER_ID,
     VALIDATION,
 )
+from rectune.data.folder import own_events
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_path, hash_file, hash_text, write_json
 
@@ -49,11 +50,13 @@ def _check_split(split: str) -> None:
 def events_until(events: pl.DataFrame, split: str) -> pl.DataFrame:
     """The events of all splits before this one: what a user is known to have seen when the split begins.
 
+    Sampled negatives of purchases are none: nobody has seen them.
+
     Raises:
         ConfigError: the split is neither test nor validation.
     """
     _check_split(split)
-    return events.filter(pl.col(SPLIT).is_in(SPLITS[: SPLITS.index(split)]))
+    return own_events(events).filter(pl.col(SPLIT).is_in(SPLITS[: SPLITS.index(split)]))
 
 
 def history_at(events: pl.DataFrame, split: str) -> pl.DataFrame:
@@ -87,7 +90,7 @@ def later_items(events: pl.DataFrame, split: str) -> pl.DataFrame:
     An item met several times is there once, and relevant when it was liked at any of them.
     """
     _check_split(split)
-    later = events.filter(pl.col(SPLIT) == split)
+    later = own_events(events).filter(pl.col(SPLIT) == split)
     liked = (pl.col(LABEL) == 1).any().alias(RELEVANT)
     return later.group_by(USER_ID, ITEM_ID, maintain_order=True).agg(liked)
 
@@ -125,7 +128,11 @@ def draw(events: pl.DataFrame, catalog: pl.DataFrame, split: str, n: int = NEGAT
     users = later.select(pl.col(USER_ID).unique(maintain_order=True)).with_row_index("_user")
     drawn: list[list[str]] = []
     # One user's items at a time: those of millions of events would not fit as Python objects.
-    timelines = events.join(users, on=USER_ID, how="inner", maintain_order="left").sort("_user", maintain_order=True)
+    timelines = (
+        own_events(events)
+        .join(users, on=USER_ID, how="inner", maintain_order="left")
+        .sort("_user", maintain_order=True)
+    )
     for (user,), group in timelines.group_by(USER_ID, maintain_order=True):
         drawn.append(draw_negatives(str(user), items, set(group[ITEM_ID].unique().to_list()), n, seed))
     negatives = users.select(

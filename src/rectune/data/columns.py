@@ -12,7 +12,9 @@ POSITION = "position"
 HISTORY_END = "history_end"
 """How many of the user's events are strictly earlier: the position of the first event of this moment."""
 ROW_ID = "row_id"
-"""0-based number of an event in the order of the source file."""
+"""0-based number of an event in the order of the source file; those of sampled negatives go on after its last."""
+DRAWN_FOR = "drawn_for"
+"""Position of the purchase that a sampled negative was drawn for; null for what the data holds."""
 
 # catalog
 TITLE = "title"

@@ -35,6 +35,8 @@ EVENTS_SCHEMA = {
     c.HISTORY_END: pl.UInt32,
     c.ROW_ID: pl.UInt32,
 }
+WITH_NEGATIVES = {**EVENTS_SCHEMA, c.DRAWN_FOR: pl.UInt32}
+"""Of a dataset of purchases, each with sampled negatives."""
 _CATALOG_COLUMNS = (c.ITEM_ID, c.TITLE)
 _ADVICE = "run `rectune prepare CONFIG`"
 
@@ -47,14 +49,16 @@ def load_events(folder: Path) -> pl.DataFrame:
 
     Returns:
         user_id (String), item_id (String), rating (Float64), timestamp (Int64), label (UInt8), split (String),
-        position (UInt32), history_end (UInt32), row_id (UInt32, 0-based in the order of the source file).
+        position (UInt32), history_end (UInt32), row_id (UInt32, 0-based in the order of the source file); where there
+        are sampled negatives also drawn_for (UInt32), see `negatives.py`: a user's stand behind the user's own events.
 
     Raises:
         DataError: the file is missing, damaged, or not as `meta.json` describes it.
     """
     events = _parquet(folder, EVENTS, tuple(EVENTS_SCHEMA))
     wanted = load_meta(folder).get("events")
-    if events.schema != pl.Schema(EVENTS_SCHEMA) or events.height != wanted:
+    known = (pl.Schema(EVENTS_SCHEMA), pl.Schema(WITH_NEGATIVES))
+    if events.schema not in known or events.height != wanted:
         raise DataError(f"{folder / EVENTS}: {events.height:,} rows do not match {META}; {_ADVICE} again with --force")
     return events
 
@@ -104,11 +108,24 @@ def _parquet(folder: Path, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
     return frame
 
 
+def own_events(events: pl.DataFrame) -> pl.DataFrame:
+    """The events that the data holds, without sampled negatives: what users did. Whole timelines stay whole."""
+    return events.filter(pl.col(c.DRAWN_FOR).is_null()) if c.DRAWN_FOR in events.columns else events
+
+
+def asked_at(events: pl.DataFrame) -> np.ndarray:
+    """The position at which each event is asked about, int64 [events]: its own, or that of the purchase it is for."""
+    if c.DRAWN_FOR not in events.columns:
+        return events[c.POSITION].to_numpy().astype(np.int64)
+    return events.select(pl.coalesce(c.DRAWN_FOR, c.POSITION)).to_series().to_numpy().astype(np.int64)
+
+
 def history_slices(events: pl.DataFrame, history_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Where in `events` the history of each event lies.
 
     The history of an event is its user's events at the positions [max(0, position - history_len), history_end):
-    of the `history_len` events before it those that are strictly earlier in time. It may be empty.
+    of the `history_len` events before it those that are strictly earlier in time. It may be empty. A sampled negative
+    has the history of the purchase it was drawn for, and, standing behind all of them, is in none.
 
     Args:
         events: whole timelines, sorted by user and position, as `load_events` returns them.
@@ -126,5 +143,5 @@ def history_slices(events: pl.DataFrame, history_len: int) -> tuple[np.ndarray, 
         raise ValueError("events must be whole timelines, sorted by user and position; do not filter them before")
     first = np.arange(position.size, dtype=np.int64) - position
     stop = first + events[c.HISTORY_END].to_numpy().astype(np.int64)
-    start = first + np.maximum(position - history_len, 0)
+    start = first + np.maximum(asked_at(events) - history_len, 0)
     return np.minimum(start, stop), stop

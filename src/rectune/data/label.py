@@ -48,5 +48,8 @@ def labelled(read: Source, config: Config, say: Callable[[str], None]) -> pl.Dat
                 + ("rating" if ratings else "purchases")
             )
         return rows
-    say(f"labels: each of these {read.nouns.interactions} is one that the user chose, so all labels are 1")
+    say(
+        f"labels: each of these {read.nouns.interactions} is one that the user chose, so all labels are 1; items that "
+        "the user never chose are drawn beside them"
+    )
     return rows.with_columns(pl.lit(1, dtype=pl.UInt8).alias(c.LABEL))

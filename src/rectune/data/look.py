@@ -105,8 +105,15 @@ def say_look(found: Look, nouns: Nouns, ordered: bool, say: Say) -> None:
     say(f"look: events of a user: {shown}, most {found.lengths[-1]:,}")
 
 
-def warnings(found: Look, nouns: Nouns, ordered: bool) -> list[str]:
-    """What is odd enough to think about before training."""
+def warnings(found: Look, nouns: Nouns, ordered: bool, negatives: bool = False) -> list[str]:
+    """What is odd enough to think about before training.
+
+    Args:
+        found: from `look`.
+        nouns: of the source.
+        ordered: whether there are times.
+        negatives: whether some are drawn beside these events, which may then all be liked.
+    """
     odd = []
     if not ordered:
         odd.append(
@@ -122,10 +129,10 @@ def warnings(found: Look, nouns: Nouns, ordered: bool) -> list[str]:
         )
     if found.ratings is not None and found.ratings[2] == 1:
         odd.append(f"all ratings are {found.ratings[0]:g}: they tell nothing; are these purchases (--purchases)?")
-    if found.liked in (0.0, 1.0):
+    if found.liked in (0.0, 1.0) and not negatives:
         what = "liked" if found.liked else "not liked"
         odd.append(f"all {nouns.interactions} are {what}: there is nothing to tell apart, and nothing can be learned")
-    elif not _RARE <= found.liked <= 1 - _RARE:
+    elif not negatives and not _RARE <= found.liked <= 1 - _RARE:
         odd.append(f"{found.liked:.1%} are liked: always the same answer is hard to beat; read AUC, not accuracy")
     if found.users == 1:
         odd.append("there is one user only, so nothing can be learned from others")

@@ -19,6 +19,7 @@ from rectune.data import columns as c
 from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
 from rectune.data.label import labelled
 from rectune.data.leak import cold, leak_note, leak_share
+from rectune.data.negatives import Drawn, add_negatives, say_negatives
 from rectune.data.sources.formats import TABLE_KEYS, read_source, source_of
 from rectune.data.sources.source import Source
 from rectune.data.sources.table_values import moment
@@ -67,8 +68,9 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
         say(f"{target}: prepared again, because {changed or 'that was asked for (force)'}")
     read = read_source(config, say) if read is None else read
     _say_read(read, say)
+    rows = labelled(read, config, say)
     line = timeline(
-        labelled(read, config, say),
+        rows,
         split=config.split,
         history_len=config.warmup,
         test_ratio=config.test_ratio,
@@ -77,10 +79,15 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
         max_per_user=config.max_per_user,
         seed=config.seed,
     )
-    meta = _meta(config, source, settings, read, line)
+    drawn = None
+    if config.label_from == "purchases":
+        many, how = config.negatives, config.negative_sampling
+        drawn = add_negatives(line.events, rows, read.catalog, many, how, config.seed)
+        say_negatives(drawn, many, how, say)
+    meta = _meta(config, source, settings, read, line, drawn)
     _say_split(meta, say)
     with atomic_folder(target) as temporary:
-        _write(temporary, config, read, line.events, meta)
+        _write(temporary, config, read, line.events if drawn is None else drawn.events, meta)
         _carry_over(target, temporary)
     lost = read.rejects.height
     say(f"{target}: written" + (f"; {lost:,} rows could not be used, listed in {folder.REJECTS_CSV}" if lost else ""))
@@ -125,7 +132,9 @@ def _settings(config: Config) -> dict[str, Any]:
         protocol["items"] = config.items.name  # its content is in the source's hash
     if config.label_from != "rating":
         del protocol["rating_threshold"]
-    if config.max_users is not None:
+    if config.label_from == "purchases":
+        protocol |= {"negatives": config.negatives, "negative_sampling": config.negative_sampling}
+    if config.max_users is not None or config.label_from == "purchases":
         protocol["seed"] = config.seed
     text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
     prompt = {key: getattr(config, key) for key in text_keys}
@@ -172,12 +181,20 @@ def _what_changed(config: Config, target: Path, source: dict[str, str], settings
 
 
 def _meta(
-    config: Config, source: dict[str, str], settings: dict[str, Any], read: Source, line: Timeline
+    config: Config,
+    source: dict[str, str],
+    settings: dict[str, Any],
+    read: Source,
+    line: Timeline,
+    drawn: Drawn | None,
 ) -> dict[str, Any]:
-    """What `meta.json` says; no time and no path, so that the same input gives the same bytes."""
-    events = line.events
+    """What `meta.json` says; no time and no path, so that the same input gives the same bytes.
+
+    Users, items, histories and leaks are of the data's own events; rows and their labels count sampled negatives too.
+    """
+    events, written = line.events, line.events if drawn is None else drawn.events
     share, unseen = leak_share(events), cold(events)
-    per_split = {row[0]: row[1:] for row in events.group_by(c.SPLIT).agg(pl.len(), pl.col(c.LABEL).sum()).iter_rows()}
+    per_split = {row[0]: row[1:] for row in written.group_by(c.SPLIT).agg(pl.len(), pl.col(c.LABEL).sum()).iter_rows()}
     starts, stops = history_slices(events, config.history_len)
     asked = (events[c.SPLIT] != c.WARMUP).to_numpy()
     lengths = (stops - starts)[asked]
@@ -185,9 +202,9 @@ def _meta(
         "name": config.dataset_name(),
         "rectune_version": __version__,
         "source": source,
-        "content_hash": content_hash(events, read.catalog, settings["protocol"]),
+        "content_hash": content_hash(written, read.catalog, settings["protocol"]),
         **settings,
-        "events": events.height,
+        "events": written.height,
         "users": events[c.USER_ID].n_unique(),
         "items": events[c.ITEM_ID].n_unique(),
         "catalog_items": read.catalog.height,
@@ -215,6 +232,7 @@ def _meta(
             "test_events_about_cold_items": unseen.items,
             "note": leak_note(events, config.split),
         },
+        **({} if drawn is None else {"negatives": drawn.meta(config.negatives, config.negative_sampling)}),
         **_cuts(line, config.warmup),
     }
 

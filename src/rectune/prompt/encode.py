@@ -29,7 +29,7 @@ from rectune.data.columns import (
     USER_ID,
     VALIDATION,
 )
-from rectune.data.folder import history_slices
+from rectune.data.folder import asked_at, history_slices
 from rectune.errors import DataError
 from rectune.files import atomic_path, hash_file, hash_text, write_text
 from rectune.prompt.augment import NOTHING, Augment
@@ -78,6 +78,9 @@ def sample_rows(
     draw = np.random.default_rng(seed)
     if not whole_users:
         return np.sort(draw.permutation(rows)[:limit])
+    # A sampled negative goes with its purchase.
+    place = rows - events[POSITION].gather(rows).to_numpy().astype(np.int64) + asked_at(events)[rows]
+    rows = rows[np.argsort(place, kind="stable")]
     users = events[USER_ID].gather(rows).rle_id().to_numpy()
     rank = draw.permutation(int(users[-1]) + 1)
     return np.sort(rows[np.argsort(rank[users], kind="stable")[:limit]])
@@ -208,7 +211,8 @@ def encode_stream(
         augment: what training changes: events of one moment in random order, events hidden from later ones.
 
     Returns:
-        Each row is answered once; without shuffling, answers come in the order of the rows.
+        Each row is answered once; answers come in the order of their moments, which without shuffling and sampled
+        negatives is that of the rows.
     """
     _check_sample(prompts, histories, rows)
     position = events[POSITION].to_numpy().astype(np.int64)
@@ -217,18 +221,21 @@ def encode_stream(
     history_end = first + events[HISTORY_END].to_numpy().astype(np.int64)
     order = place
     if augment.moments:
-        order = np.lexsort((np.random.default_rng(augment.seed).random(len(place)), history_end))
+        # Sampled negatives are no part of a moment that anybody met, and stay behind their user's own events.
+        moment = np.where(asked_at(events) == position, history_end, place)
+        order = np.lexsort((np.random.default_rng(augment.seed).random(len(place)), moment))
     titles, line = _distinct(histories.titles)
     outcomes, suffix = _distinct(list(zip(histories.ratings, histories.labels, strict=True)))
     texts = [*map(prompts.line, titles), *(prompts.suffix(Event("", *outcome)) for outcome in outcomes)]
     prompts.pieces.warm(texts)
     items, item = _distinct(histories.items)
     room = np.array([prompts.line_room(text, histories.items is not histories.titles) for text in items])[item]
-    asked = np.zeros(len(place), dtype=bool)
-    asked[rows] = True
+    chosen = np.zeros(len(place), dtype=bool)
+    chosen[rows] = True
+    asked = np.flatnonzero(chosen[order])
     return lay_windows(
         Timelines(order, first, history_end, line[order], suffix[order] + len(titles), room[order]),
-        np.flatnonzero(asked[order]),
+        asked[np.argsort(history_end[asked], kind="stable")],
         [prompts.pieces.text(text) for text in texts],
         prompts.head,
         events[LABEL].to_numpy(),

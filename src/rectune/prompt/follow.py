@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rectune.config import Config
 from rectune.data.columns import LABEL, POSITION, TIMESTAMP, TRAIN, USER_ID
+from rectune.data.folder import asked_at
 from rectune.errors import DataError
 from rectune.prompt.dataset import Dataset
 from rectune.prompt.encode import EventHistories, sample_rows
@@ -99,6 +100,7 @@ class _Window:
 
     Attributes:
         rows, at: of each answer, the row of its event and the token where it is read.
+        asked_at: int64 [all events]; the position at which each is asked about.
         run, fork: of each token, as `Trees.runs` gives them.
         trunk: tokens of the trunk.
         start, stop: rows of the trunk's first event, and of the one behind its last.
@@ -108,6 +110,7 @@ class _Window:
         self, data: Dataset, prompts: StreamPrompts, histories: EventHistories, trees: Trees, index: int
     ) -> None:
         self.data, self.prompts, self.histories, self.trees, self.index = data, prompts, histories, trees, index
+        self.asked_at = asked_at(data.events)
         self.answers = trees.answers(index)
         self.rows: list[int] = trees.rows[self.answers].tolist()
         self.at: list[int] = trees.answer_at[self.answers].tolist()
@@ -128,19 +131,21 @@ class _Window:
         """The window's events, one a line."""
         events, stops = self.data.events, self.histories.stops
         places = dict(zip(self.rows, self.at, strict=True))
-        shown = sorted({*range(self.start, self.stop), *self.rows})
+        own = events[POSITION].to_numpy() == self.asked_at
+        shown = sorted({*range(self.start, self.stop), *self.rows}, key=lambda row: (self.asked_at[row], row))
         lines = [f"user {events[USER_ID][self.start]}, {len(shown)} events; = marks a timestamp that several share"]
         for row in shown:
             event = self.histories.event(row)
-            tied = (
-                int(np.sum(stops[max(row - 1, 0) : row + 2] == stops[row])) > 1
-            )  # a moment's history ends in one place
+            near = slice(max(row - 1, 0), row + 2)
+            # A moment's history ends in one place; a sampled negative is no part of it.
+            tied = own[row] and int(np.sum((stops[near] == stops[row]) & own[near])) > 1
             role = "history"
             if row in places:
                 role = f"asked on branch {self.run[places[row]]}" if self.run[places[row]] else "asked on the trunk"
+            role = role if own[row] else f"a sampled negative, {role}"
             rated = "" if event.rating is None else f"{event.rating:g} "
             lines.append(
-                f"  {events[POSITION][row]:>5} {events[TIMESTAMP][row]:>11} {'=' if tied else ' '} {event.title} "
+                f"  {self.asked_at[row]:>5} {events[TIMESTAMP][row]:>11} {'=' if tied else ' '} {event.title} "
                 f"[{rated}{self.prompts.verbalizer.word(event.label)}] {role}"
             )
         return lines
@@ -182,17 +187,17 @@ class _Window:
     def cut(self, cutoff: int) -> list[str]:
         """Where the window lies among the user's, and what it repeats."""
         users = self.data.users(self.trees.rows[self.trees.answer_offsets[:-1]])
-        user, position = users[self.index], self.data.events[POSITION]
-        before = self.trees.rows[: self.answers.start]
-        repeated = int(((before >= self.start) & (before < self.rows[0])).sum())
-        history = len(set(range(self.start, self.stop)) - set(self.rows))
+        user, position = users[self.index], self.asked_at
+        history = set(range(self.start, self.stop)) - set(self.rows)
+        repeated = int(np.isin(self.trees.rows[: self.answers.start], list(history)).sum())
         trunk = "no event"
         if self.stop > self.start:
             trunk = f"events {position[self.start]} to {position[self.stop - 1]}"
         return [
             f"  window {users[: self.index + 1].count(user)} of {users.count(user)} of this user: {len(self.run)} of "
             f"{cutoff} tokens",
-            f"  trunk: {trunk}; {history} of them are history only, of which an earlier window asks about {repeated}",
+            f"  trunk: {trunk}; {len(history)} of them are history only, of which an earlier window asks about "
+            f"{repeated}",
             f"  answers: {len(self.rows)}, of events {position[self.rows[0]]} to {position[self.rows[-1]]}",
         ]
 

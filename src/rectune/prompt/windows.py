@@ -62,7 +62,8 @@ def cut_windows(
     and fills what is left with older history.
 
     Args:
-        asked: int64 [answers]; places of the asked events in the user's timeline, ascending.
+        asked: int64 [answers]; places of the asked events in the user's timeline, moment after moment, and within
+            one ascending. A sampled negative's is behind all of the user's own events.
         history_end: int64 [answers]; place of the first event of each one's moment.
         line_lengths: int64 [answers]; tokens of each one's line.
         ends: int64 [events + 1]; tokens of the user's whole events before each place.
@@ -117,7 +118,7 @@ def lay_windows(
 
     Args:
         timelines: all events.
-        asked: int64 [answers]; their places, ascending.
+        asked: int64 [answers]; their places, in the order that `cut_windows` needs, users one after the other.
         pieces: token ids of lines and suffixes.
         head: ids before the first line.
         labels, prior: one number per row of the table of events.
@@ -139,7 +140,7 @@ def lay_windows(
     for low, high in pairwise(edges.tolist()):
         mine = asked[low:high]
         first = int(timelines.first[mine[0]])
-        of_user = ends[first : int(mine[-1]) + 1] - ends[first]
+        of_user = ends[first : int(mine.max()) + 1] - ends[first]
         try:
             for window in cut_windows(
                 mine - first, timelines.history_end[mine] - first, lines[mine], of_user, room, int(overlap * room)

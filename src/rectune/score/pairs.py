@@ -17,7 +17,7 @@ import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rectune.data.columns import HISTORY_END, ITEM_ID, LABEL, RATING, SPLIT, TEST, USER_ID, VALIDATION
+from rectune.data.columns import DRAWN_FOR, HISTORY_END, ITEM_ID, LABEL, RATING, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_path, hash_file
 from rectune.measure.classification import probability
@@ -57,18 +57,21 @@ def histories(events: pl.DataFrame, users: pl.DataFrame, as_of: str) -> pl.DataF
     Args:
         events: whole timelines, sorted by user and position.
         users: user_id.
-        as_of: `now` takes all events of a user; `validation` and `test` those strictly earlier than the user's first
-            event of that split or of a later one, which are all where there is none.
+        as_of: `now` takes all events of a user that the data holds; `validation` and `test` those strictly earlier
+            than the user's first event of that split or of a later one, which are all where there is none.
 
     Returns:
         start, stop (Int64; both 0 for a user without events) and dated (whether there is such a first event), one
         row for each of `users`.
     """
     hidden = pl.col(SPLIT).is_in(list(AS_OF[as_of]))
+    own = pl.col(DRAWN_FOR).is_null().sum() if DRAWN_FOR in events.columns else pl.len()
     lines = events.group_by(USER_ID, maintain_order=True).agg(
-        count=pl.len().cast(pl.Int64), before=pl.col(HISTORY_END).filter(hidden).first().cast(pl.Int64)
+        rows=pl.len().cast(pl.Int64),
+        count=own.cast(pl.Int64),
+        before=pl.col(HISTORY_END).filter(hidden).first().cast(pl.Int64),
     )
-    start = pl.col("count").cum_sum() - pl.col("count")
+    start = pl.col("rows").cum_sum() - pl.col("rows")
     lines = lines.select(
         USER_ID, start=start, stop=start + pl.coalesce("before", "count"), dated=pl.col("before").is_not_null()
     )

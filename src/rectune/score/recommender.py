@@ -16,7 +16,7 @@ from rectune.config import Config, load_config, parse_override
 from rectune.data.candidate_sets import history_at
 from rectune.data.clean import CATALOG_SCHEMA, HIGHEST_RATING, LOWEST_RATING
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
-from rectune.data.folder import META, load_catalog, load_events, load_meta
+from rectune.data.folder import META, load_catalog, load_events, load_meta, own_events
 from rectune.data.titles import Titles
 from rectune.errors import ConfigError, DataError
 from rectune.measure.classification import probability
@@ -276,7 +276,7 @@ class Recommender:
                 f"{self.run.config.dataset_folder()}: the run's dataset is not there, so there are no users and no "
                 "items to recommend; prepare it, or name its folder with dataset_dir=FOLDER"
             )
-        return self.data, self.data.events if as_of == NOW else history_at(self.data.events, as_of)
+        return self.data, own_events(self.data.events) if as_of == NOW else history_at(self.data.events, as_of)
 
     def events_of(self, user_id: str | int, as_of: str = NOW) -> pl.DataFrame:
         """A user's events, oldest first, with the columns of `load_events`.

@@ -117,7 +117,9 @@ def score_rows(
                     if not console.is_terminal:
                         say(f"scored {which}: {chosen[-1] + 1:,} of {len(trees):,}")
                 parts[which].append(frame)
-    scored = {which: pl.concat(frames) for which, frames in parts.items()}
+    # Streams answer moment after moment, sampled negatives beside their purchases.
+    place = np.argsort(trees.rows, kind="stable")
+    scored = {which: pl.concat(frames)[place] for which, frames in parts.items()}
     if TUNED in scored and UNTUNED in scored:
         _check_adapter(run, scored)
     result = {}
@@ -125,7 +127,7 @@ def score_rows(
     for which, frame in scored.items():
         odds = frame["log_odds"].to_numpy()
         own, odds = odds, run.settings.calibrated(odds, joined) if which == TUNED else odds
-        table = prediction_frame(data, rows, odds, trees.shown_from)
+        table = prediction_frame(data, rows, odds, trees.shown_from[place])
         table = table.with_columns(pl.Series(OWN, own)) if which == TUNED else table
         result[which] = pl.concat([table, frame.drop("log_odds")], how="horizontal") if frame.width > 1 else table
     shutil.rmtree(store, ignore_errors=True)

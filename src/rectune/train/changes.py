@@ -70,7 +70,8 @@ GROUPS = (
     Group("refused", "the saved optimiser state is another's", ("optim", "loraplus_lr_ratio")),
     Group("refused", "it decides what is trained on and measured", (
         "history_len", "label_from", "rating_threshold", "split", "test_ratio", "validation_ratio", "max_users",
-        "max_train_samples", "max_eval_samples", "train_since", "min_history", "max_per_user",
+        "max_train_samples", "max_eval_samples", "train_since", "min_history", "max_per_user", "negatives",
+        "negative_sampling",
     )),
     Group("refused", "the model would be asked otherwise than it has been trained so far", (
         "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import TrainerCallback
 
-from rectune.data.columns import ITEM_ID, TIMESTAMP, USER_ID
+from rectune.data.columns import HISTORY_END, ITEM_ID, POSITION, USER_ID
 from rectune.files import append_line, write_text
 from rectune.measure.classification import probability
 from rectune.prompt.dataset import Dataset
@@ -53,9 +53,9 @@ def panel_events(data: Dataset, rows: npt.NDArray[Any]) -> list[dict[str, Any]]:
     found = []
     for row in rows.tolist():
         event = data.events.row(row, named=True)
-        position = int(event["position"])
-        earlier = data.events[row - position : row].select(ITEM_ID, TIMESTAMP).to_dicts()
-        titles = [names.get(past[ITEM_ID], "") for past in earlier if past[TIMESTAMP] < event[TIMESTAMP]]
+        first = row - int(event[POSITION])
+        earlier = data.events[ITEM_ID].slice(first, int(event[HISTORY_END]))
+        titles = [names.get(item, "") for item in earlier]
         found.append(
             {
                 "row": row,

@@ -109,7 +109,8 @@ def _check_classes(trees: Trees) -> None:
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
     from rectune.score.predictions import prediction_frame
 
-    return prediction_frame(data, trees.rows, log_odds)
+    place = np.argsort(trees.rows, kind="stable")  # as the evaluation of the saved adapter has them
+    return prediction_frame(data, trees.rows[place], log_odds[place])
 
 
 def _calibrated(

@@ -1,0 +1,300 @@
+"""Sampled negatives for a log of purchases: items that a user has never bought, drawn once and kept with the events.
+
+A negative stands for "was asked, and would have said no", not for something that happened. It shares its purchase's
+user, moment, split and history, and stands behind all of the user's own events in the table: histories are runs of
+earlier rows, so no negative can ever be in one, whoever reads them.
+
+Which items may be drawn: those with a purchase in the event's own split or an earlier one (of train, validation, test),
+by anyone. So training never meets an item of which only the test period knows, and no item that was never sold can be
+told by just that. Never one that the user bought, in whatever split and at whatever time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rectune.data import columns as c
+from rectune.data.folder import WITH_NEGATIVES
+from rectune.errors import DataError
+
+Sampling = Literal["uniform", "popularity", "hard"]
+_STREAM = 3
+"""The stream of random numbers of this draw, beside others that the seed begins."""
+_TRIES = 24
+"""Draws for a place before what is left for it is listed: the rejected ones are bought or drawn already."""
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Say = Callable[[str], None]
+
+
+class Drawn(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        events: all events, each user's own first, then the user's negatives in the order of their purchases; with the
+            column drawn_for.
+        purchases: events with negatives.
+        negatives: how many were drawn.
+        short: purchases with fewer negatives than were asked for, since there are no more items to draw.
+        elsewhere: negatives of `hard` from another category, since the purchase's own had no item left.
+        again: purchases of an item that the user had bought strictly before.
+    """
+
+    events: pl.DataFrame
+    purchases: int
+    negatives: int
+    short: int
+    elsewhere: int
+    again: int
+
+    def meta(self, count: int, sampling: Sampling) -> dict[str, int | str]:
+        """What `meta.json` says of them."""
+        return {
+            "per_purchase": count,
+            "sampling": sampling,
+            "purchases": self.purchases,
+            "negatives": self.negatives,
+            "purchases_with_fewer": self.short,
+            "from_other_categories": self.elsewhere,
+            "purchases_of_items_bought_before": self.again,
+        }
+
+
+class _Pools(NamedTuple):
+    """Groups of items to draw from, laid end to end.
+
+    Attributes:
+        members: int64; items of all groups.
+        start, size: int64 [groups].
+        weight: float64 [members]; sums of the weights up to and with each member; None where all weigh the same.
+    """
+
+    members: Ints
+    start: Ints
+    size: Ints
+    weight: Floats | None = None
+
+    @classmethod
+    def of(cls, groups: list[Ints], weight: Floats | None = None) -> _Pools:
+        size = np.array([len(group) for group in groups], dtype=np.int64)
+        members = np.concatenate([np.empty(0, np.int64), *groups])
+        return cls(members, np.cumsum(size) - size, size, None if weight is None else np.cumsum(weight))
+
+    def pick(self, group: Ints, chance: Floats) -> Ints:
+        """One member of each group, by a random number of 0 to 1; -1 where the group is empty."""
+        size = self.size[group]
+        if self.weight is None:
+            place = np.minimum((chance * size).astype(np.int64), size - 1)
+        else:
+            place = np.searchsorted(self.weight, chance * self.weight[-1], side="right")
+            place = np.minimum(place, len(self.members) - 1)
+        found = self.members[np.minimum(self.start[group] + place, len(self.members) - 1)]
+        return np.where(size > 0, found, -1)
+
+    def whole(self, group: int) -> slice:
+        """Where a group's members lie."""
+        return slice(int(self.start[group]), int(self.start[group] + self.size[group]))
+
+
+class _Draw:
+    """Places of negatives being filled, a row for each purchase.
+
+    Args:
+        user: int64 [rows].
+        bought: int64; user * items + item of all that users have bought, ascending.
+        items: how many items there are.
+        count: negatives of each row.
+        random: of all draws.
+
+    Attributes:
+        chosen: int64 [rows, count]; items, -1 where none was found; those of a row are at its beginning.
+    """
+
+    def __init__(self, user: Ints, bought: Ints, items: int, count: int, random: np.random.Generator) -> None:
+        self.user, self.bought, self.items, self.random = user, bought, items, random
+        self.chosen = np.full((len(user), count), -1, dtype=np.int64)
+
+    def _is_bought(self, rows: Ints, item: Ints) -> npt.NDArray[np.bool_]:
+        code = self.user[rows] * self.items + item
+        place = np.minimum(np.searchsorted(self.bought, code), len(self.bought) - 1)
+        found: npt.NDArray[np.bool_] = self.bought[place] == code
+        return found
+
+    def fill(self, pools: _Pools, group: Ints) -> None:
+        """Fill what is empty from each row's group, without an item twice in a row, until the group has no more."""
+        if not len(pools.members):
+            return
+        for place in range(self.chosen.shape[1]):
+            empty = np.flatnonzero((self.chosen[:, place] < 0) & (group >= 0))
+            # A row with an earlier place left empty has nothing more to draw.
+            empty = empty[(self.chosen[empty, :place] >= 0).all(axis=1)]
+            for _ in range(_TRIES):
+                if not len(empty):
+                    break
+                item = pools.pick(group[empty], self.random.random(len(empty)))
+                again = (self.chosen[empty, :place] == item[:, None]).any(axis=1)
+                good = (item >= 0) & ~again & ~self._is_bought(empty, item)
+                self.chosen[empty[good], place] = item[good]
+                empty = empty[~good]
+            for row in empty.tolist():
+                self._list(pools, int(group[row]), row, place)
+
+    def _list(self, pools: _Pools, group: int, row: int, place: int) -> None:
+        """Fill the places from this one on out of a list of all that is left."""
+        there = pools.whole(group)
+        members = pools.members[there]
+        own = slice(*np.searchsorted(self.bought, self.user[row] * self.items + np.array([0, self.items])).tolist())
+        taken = np.concatenate([self.bought[own] - self.user[row] * self.items, self.chosen[row, :place]])
+        free = ~np.isin(members, taken)
+        left = members[free]
+        wanted = min(len(left), self.chosen.shape[1] - place)
+        chance = None
+        if pools.weight is not None and len(left):
+            weight = np.diff(pools.weight[there], prepend=0.0)[free]
+            chance = weight / weight.sum()
+        if wanted:
+            self.chosen[row, place : place + wanted] = self.random.choice(left, wanted, replace=False, p=chance)
+
+
+def add_negatives(
+    events: pl.DataFrame, purchases: pl.DataFrame, catalog: pl.DataFrame, count: int, sampling: Sampling, seed: int
+) -> Drawn:
+    """Draw negatives for every purchase that is asked about; warm-up ones need none.
+
+    Args:
+        events: whole timelines of purchases, as `timeline` returns them.
+        purchases: user_id, item_id of all that is known to have been bought, also what `timeline` left out.
+        catalog: item_id; for `hard` also genres, the items' categories.
+        count: negatives of each purchase, different items; fewer where no more can be drawn.
+        sampling: `uniform`: all items alike; `popularity`: by how often they are bought in warm-up and training;
+            `hard`: of the rarest of the purchase's categories that has an item left, else of any.
+        seed: the same input and seed give the same draw.
+
+    Raises:
+        DataError: `hard` without categories, or `popularity` without a training purchase.
+    """
+    items = catalog.select(c.ITEM_ID).with_row_index("_item")
+    user_of = events.select(pl.col(c.USER_ID).unique(maintain_order=True)).with_row_index("_user")
+    numbered = events.select(c.USER_ID, c.ITEM_ID).join(items, on=c.ITEM_ID, how="left", maintain_order="left")
+    item = numbered["_item"].to_numpy().astype(np.int64)
+    user = events[c.USER_ID].rle_id().to_numpy().astype(np.int64)
+    known = purchases.select(c.USER_ID, c.ITEM_ID).unique().join(user_of, on=c.USER_ID).join(items, on=c.ITEM_ID)
+    bought = np.sort(known["_user"].to_numpy().astype(np.int64) * len(items) + known["_item"].to_numpy())
+    split = events[c.SPLIT].replace_strict(c.SPLITS, range(len(c.SPLITS)), return_dtype=pl.Int64).to_numpy()
+    rows = np.flatnonzero(split > 0)
+    draw = _Draw(user[rows], bought, len(items), count, np.random.default_rng([seed, _STREAM]))
+    # Which items each split may draw: those bought in it or in an earlier one.
+    first = np.full(len(items), len(c.SPLITS))
+    np.minimum.at(first, item, split)
+    by_split = _Pools.of([np.flatnonzero(first <= each) for each in range(len(c.SPLITS))])
+    elsewhere = 0
+    if sampling == "popularity":
+        sold = np.bincount(item[split <= 1], minlength=len(items)).astype(np.float64)
+        if not sold.any():
+            raise DataError("negative_sampling: popularity, but no purchase is in training; use uniform")
+        pool = np.flatnonzero(sold)
+        draw.fill(_Pools.of([pool], sold[pool]), np.zeros(len(rows), dtype=np.int64))
+    else:
+        if sampling == "hard":
+            for pools, group in _by_category(catalog, first, item[rows], split[rows]):
+                draw.fill(pools, group)
+            elsewhere = int((draw.chosen < 0).sum())
+        draw.fill(by_split, split[rows])
+        elsewhere -= int((draw.chosen < 0).sum()) if sampling == "hard" else 0
+    found = draw.chosen >= 0
+    return Drawn(
+        _beside(events, rows, draw.chosen, items[c.ITEM_ID], purchases.height),
+        len(rows),
+        int(found.sum()),
+        int((~found).any(axis=1).sum()),
+        elsewhere,
+        _again(events),
+    )
+
+
+def _by_category(catalog: pl.DataFrame, first: Ints, item: Ints, split: Ints) -> list[tuple[_Pools, Ints]]:
+    """Pools to draw from one after the other: of each purchase's rarest category, then its next, to the last.
+
+    Raises:
+        DataError: no item has a category.
+    """
+    texts = catalog[c.GENRES] if c.GENRES in catalog.columns else pl.Series([None] * catalog.height, dtype=pl.String)
+    # An item has each of its categories once, however often they are written.
+    table = (
+        pl.DataFrame({"item": np.arange(catalog.height), "category": texts.fill_null("").str.split(", ")})
+        .explode("category")
+        .filter(pl.col("category") != "")
+        .unique(maintain_order=True)
+        .with_columns(sold=pl.col("item").is_in(np.flatnonzero(first < len(c.SPLITS))))
+        .with_columns(size=pl.col("sold").sum().over("category"))
+        .sort("item", "size", "category")
+    )
+    if table.is_empty():
+        raise DataError(
+            "negative_sampling: hard draws from the purchase's category, but no item has one; name category_column, or "
+            "use uniform or popularity"
+        )
+    names = table["category"].unique(maintain_order=True)
+    place = table["category"].replace_strict(names, pl.Series(range(len(names))), return_dtype=pl.Int64).to_numpy()
+    of_item = table["item"].to_numpy()
+    # Group k * splits + s: items of category k that split s may draw.
+    groups = len(c.SPLITS)
+    order = np.argsort(place, kind="stable")
+    edges = np.searchsorted(place[order], np.arange(len(names) + 1))
+    members = [of_item[order[edges[each] : edges[each + 1]]] for each in range(len(names))]
+    pools = _Pools.of([np.sort(mine[first[mine] <= each]) for mine in members for each in range(groups)])
+    begin = np.searchsorted(of_item, np.arange(catalog.height + 1))
+    most = int(np.diff(begin).max())
+    found = []
+    for level in range(most):
+        has = begin[item] + level < begin[item + 1]
+        category = place[np.minimum(begin[item] + level, len(place) - 1)]
+        found.append((pools, np.where(has, category * groups + split, -1)))
+    return found
+
+
+def _beside(events: pl.DataFrame, rows: Ints, chosen: Ints, items: pl.Series, first_id: int) -> pl.DataFrame:
+    """The events with their negatives behind each user's own."""
+    at, slot = np.nonzero(chosen >= 0)
+    drawn = events[rows[at]].with_columns(
+        items.gather(chosen[at, slot]).alias(c.ITEM_ID),
+        pl.lit(None, dtype=pl.Float64).alias(c.RATING),
+        pl.lit(0, dtype=pl.UInt8).alias(c.LABEL),
+        pl.col(c.POSITION).alias(c.DRAWN_FOR),
+        pl.int_range(first_id, first_id + len(at), eager=True, dtype=pl.UInt32).alias(c.ROW_ID),
+    )
+    number = events[c.USER_ID].rle_id()
+    own = events.with_columns(pl.lit(None, dtype=pl.UInt32).alias(c.DRAWN_FOR), number.alias("_user"))
+    drawn = drawn.with_columns(number.gather(rows[at]).alias("_user"))
+    whole = pl.concat([own, drawn.select(own.columns)]).sort("_user", maintain_order=True)
+    position = pl.int_range(pl.len(), dtype=pl.UInt32).over("_user").alias(c.POSITION)
+    return whole.with_columns(position).select(*WITH_NEGATIVES)
+
+
+def _again(events: pl.DataFrame) -> int:
+    """How many purchases that are asked about are of an item that the user had bought at an earlier moment."""
+    first = pl.col(c.TIMESTAMP).min().over(c.USER_ID, c.ITEM_ID)
+    return int(events.select(((pl.col(c.TIMESTAMP) > first) & (pl.col(c.SPLIT) != c.WARMUP)).sum()).item())
+
+
+def say_negatives(drawn: Drawn, count: int, sampling: Sampling, say: Say) -> None:
+    """Print what was drawn, and what a reader of the metrics should know of it."""
+    say(
+        f"negatives: {drawn.negatives:,} drawn for {drawn.purchases:,} purchases, {count} each ({sampling}), none an "
+        "item that its user ever bought; frozen with the events"
+    )
+    if drawn.short:
+        say(f"negatives: {drawn.short:,} purchases have fewer, since their users bought all but these")
+    if drawn.elsewhere:
+        say(f"negatives: {drawn.elsewhere:,} are of another category, since the purchase's own had no item left")
+    if drawn.again:
+        say(
+            f"negatives: {drawn.again:,} of the purchases asked about ({drawn.again / drawn.purchases:.1%}) are of an "
+            "item that the user had bought before; a negative never is, so these are easy to tell"
+        )

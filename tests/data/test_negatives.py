@@ -1,0 +1,210 @@
+"""Sampled negatives: how many, never a purchase, which items may be drawn, and what the seed decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rectune.data.folder import asked_at, history_slices, own_events
+from rectune.data.negatives import Drawn, add_negatives, say_negatives
+from rectune.data.split import timeline
+from rectune.errors import DataError
+
+RANK = {"warmup": 0, "train": 1, "validation": 2, "test": 3}
+
+
+def purchases(rows: list[tuple[str, str, int]], splits: list[str] | None = None) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}, orient="row")
+    more = [pl.lit(None, dtype=pl.Float64).alias("rating"), pl.lit(1, dtype=pl.UInt8).alias("label")]
+    return frame.with_columns(*more, *([pl.Series("split", splits)] if splits is not None else []))
+
+
+def catalog(genres: dict[str, str]) -> pl.DataFrame:
+    items = list(genres)
+    return pl.DataFrame(
+        {"item_id": items, "title": [f"Item {item}" for item in items], "genres": list(genres.values())}
+    )
+
+
+def drawn(bought: pl.DataFrame, items: pl.DataFrame, count: int = 1, how: Any = "uniform", seed: int = 0) -> Drawn:
+    split = "column" if "split" in bought.columns else "timeline"
+    line = timeline(bought, split=split, history_len=1, test_ratio=0.2, validation_ratio=0.2)
+    return add_negatives(line.events, bought, items, count, how, seed)
+
+
+logs = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from([str(item) for item in range(7)]), st.integers(0, 6)),
+    min_size=1,
+    max_size=40,
+).filter(lambda rows: max(Counter(user for user, _, _ in rows).values()) > 1)
+categories = st.fixed_dictionaries({str(item): st.sampled_from(["", "x", "y", "x, y"]) for item in range(9)})
+
+
+@settings(max_examples=30)
+@given(logs, categories, st.integers(1, 4), st.sampled_from(["uniform", "popularity", "hard"]), st.integers(0, 3))
+def test_each_purchase_has_as_many_negatives_as_there_can_be_and_none_that_its_user_bought(
+    rows: list[tuple[str, str, int]], genres: dict[str, str], count: int, how: str, seed: int
+) -> None:
+    bought, items = purchases(rows), catalog({**genres, "8": "x"})
+    found = drawn(bought, items, count, how, seed)
+    own = own_events(found.events)
+    assert own.drop("drawn_for").equals(timeline(bought, history_len=1, test_ratio=0.2, validation_ratio=0.2).events)
+    negatives = found.events.filter(pl.col("drawn_for").is_not_null())
+    of_user: dict[str, set[str]] = {}
+    for user, item, _ in rows:
+        of_user.setdefault(user, set()).add(item)
+    sold_in: dict[str, int] = {}
+    for item, split in own.select("item_id", "split").iter_rows():
+        sold_in[item] = min(sold_in.get(item, 9), RANK[split])
+    of_purchase: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in negatives.iter_rows(named=True):
+        of_purchase.setdefault((row["user_id"], row["drawn_for"]), []).append(row)
+    asked = [row for row in own.iter_rows(named=True) if row["split"] != "warmup"]
+    short = 0
+    for row in asked:
+        mine = of_purchase.pop((row["user_id"], row["position"]), [])
+        highest = 1 if how == "popularity" else RANK[row["split"]]
+        free = {item for item, rank in sold_in.items() if rank <= highest} - of_user[row["user_id"]]
+        names = [negative["item_id"] for negative in mine]
+        assert len(set(names)) == len(names) == min(count, len(free)) and set(names) <= free
+        short += len(names) < count
+        for negative in mine:
+            assert (negative["label"], negative["rating"]) == (0, None)
+            assert all(negative[key] == row[key] for key in ("timestamp", "split", "history_end"))
+    assert not of_purchase and found.short == short
+    assert (found.purchases, found.negatives) == (len(asked), negatives.height)
+    # A user's negatives stand behind the user's own events, so that a history can hold none.
+    assert found.events["row_id"].n_unique() == found.events.height
+    starts, stops = history_slices(found.events, 3)
+    sampled = found.events["drawn_for"].is_not_null().to_numpy()
+    for start, stop in zip(starts, stops, strict=True):
+        assert not sampled[start:stop].any()
+
+
+@settings(max_examples=10)
+@given(logs, st.integers(1, 3), st.sampled_from(["uniform", "popularity", "hard"]))
+def test_the_same_seed_draws_the_same(rows: list[tuple[str, str, int]], count: int, how: str) -> None:
+    items = catalog({str(item): "xy"[item % 2] for item in range(9)})
+    one, other = (drawn(purchases(rows), items, count, how, seed=5) for _ in range(2))
+    assert one.events.equals(other.events) and one[1:] == other[1:]
+
+
+def many(users: int = 40, items: int = 50, each: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Purchases in which low items are far more popular; items of ten in a category."""
+    draw = np.random.default_rng(1)
+    chance = 1 / np.arange(1, items + 1)
+    rows = [
+        (f"u{user}", f"i{item}", at)
+        for user in range(users)
+        for at, item in enumerate(draw.choice(items, each, p=chance / chance.sum()))
+    ]
+    return purchases(rows), catalog({f"i{item}": f"c{item // 10}" for item in range(items)})
+
+
+def test_another_seed_draws_others() -> None:
+    bought, items = many()
+    one, other = (drawn(bought, items, 2, "uniform", seed) for seed in (1, 2))
+    same = one.events["item_id"] == other.events["item_id"]
+    sampled = one.events["drawn_for"].is_not_null()
+    assert same.filter(~sampled).all() and same.filter(sampled).mean() < 0.2
+
+
+def shares(found: Drawn) -> dict[str, float]:
+    names = found.events.filter(pl.col("drawn_for").is_not_null())["item_id"].to_list()
+    return {item: number / len(names) for item, number in Counter(names).items()}
+
+
+def test_uniform_draws_every_free_item_alike_and_popularity_goes_by_training_purchases() -> None:
+    # Nobody's purchases are in the way: user z bought z alone, and items sell 6 : 3 : 1 in training.
+    bought = [("a", "p", 1)] * 6 + [("a", "q", 1)] * 3 + [("a", "r", 1)] + [("a", "only in test", 9)] * 20
+    asked = [("z", "z", at) for at in range(3000)]
+    splits = ["train"] * 10 + ["test"] * 20 + ["train"] * 2000 + ["test"] * 1000
+    frame = purchases(bought + asked, splits)
+    items = catalog(dict.fromkeys(["p", "q", "r", "z", "only in test", "never sold"], "x"))
+    popular = Counter(
+        drawn(frame, items, 1, "popularity").events.filter(pl.col("user_id") == "z", pl.col("label") == 0)["item_id"]
+    )
+    assert popular.keys() == {"p", "q", "r"}
+    assert [popular[item] / 3000 for item in "pqr"] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    found = drawn(frame, items).events.filter(pl.col("user_id") == "z", pl.col("label") == 0)
+    of_split = {
+        split: Counter(found.filter(pl.col("split") == split)["item_id"].to_list()) for split in ("train", "test")
+    }
+    assert {item: number / 2000 for item, number in of_split["train"].items()} == pytest.approx(
+        dict.fromkeys("pqr", 1 / 3), abs=0.04
+    )
+    assert {item: number / 1000 for item, number in of_split["test"].items()} == pytest.approx(
+        dict.fromkeys(["p", "q", "r", "only in test"], 1 / 4), abs=0.05
+    )
+
+
+def test_a_second_negative_is_drawn_from_what_the_first_has_left() -> None:
+    rows = [("z", "z", at) for at in range(2000)] + [("a", item, 1) for item in "pqr"]
+    found = drawn(purchases(rows, ["train"] * len(rows)), catalog(dict.fromkeys("pqrz", "")), 2).events
+    pairs = found.filter(pl.col("user_id") == "z", pl.col("label") == 0).group_by("drawn_for").agg("item_id")
+    counts = Counter(tuple(pair) for pair in pairs["item_id"].to_list())
+    assert len(counts) == 6
+    assert [number / 2000 for number in counts.values()] == pytest.approx([1 / 6] * 6, abs=0.03)
+
+
+def test_hard_draws_from_the_rarest_category_and_says_how_many_came_from_elsewhere() -> None:
+    rows = [("a", "sushi", 1), ("b", "ramen", 1), ("c", "pho", 1), ("d", "soup", 1), ("d", "cake", 2), ("e", "tea", 1)]
+    genres = {
+        "sushi": "Japanese",
+        "ramen": "Asian, Japanese",
+        "pho": "Asian",
+        "soup": "Asian",
+        "cake": "",
+        "tea": "Tea",
+    }
+    lines: list[str] = []
+    found = drawn(purchases(rows, ["train"] * 6), catalog(genres), 1, "hard")
+    say_negatives(found, 1, "hard", lines.append)
+    sampled = found.events.filter(pl.col("label") == 0).select("user_id", "drawn_for", "item_id")
+    of = {f"{user}{position}": item for user, position, item in sampled.iter_rows()}
+    # Of Japanese (2 items) and Asian (3) the rarer is tried first, with what the user bought left out.
+    assert of["a0"] == "ramen" and of["b0"] == "sushi" and of["c0"] in ("ramen", "soup")
+    assert of["d0"] in ("ramen", "pho")
+    assert of["d1"] not in ("soup", "cake") and of["e0"] != "tea"
+    assert found.elsewhere == 2 and any("2 are of another category" in line for line in lines)
+
+
+def test_hard_needs_categories_and_popularity_a_training_purchase() -> None:
+    rows = [("a", "p", 1), ("b", "q", 2)]
+    with pytest.raises(DataError, match=r"negative_sampling: hard .* no item has one"):
+        drawn(purchases(rows, ["train", "train"]), catalog({"p": "", "q": ""}), 1, "hard")
+    with pytest.raises(DataError, match="negative_sampling: popularity, but no purchase is in training"):
+        drawn(purchases(rows, ["test", "test"]), catalog({"p": "", "q": ""}), 1, "popularity")
+
+
+def test_what_was_bought_outside_the_events_kept_is_no_negative_either() -> None:
+    rows = [("a", "old", 1), ("a", "new", 2), ("a", "newer", 3), ("b", "old", 1), ("b", "thing", 2), ("b", "last", 3)]
+    bought = purchases(rows)
+    line = timeline(bought, history_len=1, test_ratio=0.1, validation_ratio=0.1, max_per_user=2)
+    found = add_negatives(line.events, bought, catalog(dict.fromkeys(["old", "new", "newer", "thing", "last"], "")), 9,
+                          "uniform", 0)  # fmt: skip
+    of_a = found.events.filter(pl.col("user_id") == "a", pl.col("label") == 0)["item_id"].to_list()
+    assert sorted(of_a) == ["last", "thing"]
+
+
+def test_a_purchase_of_what_was_bought_before_is_counted_and_said() -> None:
+    rows = [("a", "p", 1), ("a", "p", 2), ("a", "p", 2), ("a", "q", 3), ("b", "r", 1)]
+    found = drawn(purchases(rows, ["train"] * 5), catalog(dict.fromkeys("pqr", "")))
+    lines: list[str] = []
+    say_negatives(found, 1, "uniform", lines.append)
+    assert found.again == 2 and "2 of the purchases asked about (40.0%)" in lines[-1]
+
+
+def test_a_negative_is_asked_where_its_purchase_is() -> None:
+    rows = [("a", item, at) for at, item in enumerate("pqrs")] + [("b", "t", 0)]
+    events = drawn(purchases(rows, ["train"] * 5), catalog(dict.fromkeys("pqrst", ""))).events
+    assert events["position"].to_list() == [*range(8), *range(2)]
+    assert asked_at(events).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0]
+    starts, stops = history_slices(events, 2)
+    assert list(zip(starts, stops, strict=True))[4:8] == [(0, 0), (0, 1), (0, 2), (1, 3)]
