@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from rectune.config_checks import cross_checks
+from rectune.config_classify import for_task
 from rectune.config_keys import Config, default_of
 from rectune.config_sweep import sweep_problems
 from rectune.errors import ConfigError
@@ -47,7 +48,7 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         ConfigError: one line per problem, each with what was got and what is allowed.
     """
     try:
-        config = Config.model_validate(_named_no(values))
+        config = Config.model_validate(for_task(_named_no(values)))
     except ValidationError as error:
         by_key: dict[str, str] = {}
         for problem in error.errors():
@@ -76,7 +77,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
     key = key.strip().lstrip("-").replace("-", "_")
     # No other key takes a mapping, so {title} is a template, not one.
-    return key, value if isinstance(read, dict) and key != "sweep" else read
+    return key, value if isinstance(read, dict) and key not in ("sweep", "labels") else read
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

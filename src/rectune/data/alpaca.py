@@ -36,7 +36,7 @@ class Records:
         self.events = events
         self.texts = wording.texts_for(config)
         self.starts, self.stops = history_slices(events, config.history_len)
-        self.words = (config.negative_label, config.positive_label)
+        self.words = config.label_words
         # What a line of the history says depends on item, rating and label only: number these combinations.
         shown = [c.ITEM_ID, c.RATING, c.LABEL]
         kinds = events.select(shown).unique(maintain_order=True).with_row_index("kind")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from rectune.config_classify import STRATIFIED
 from rectune.data import columns as c
 from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, TIMELINE
 
@@ -14,6 +15,7 @@ SPLIT_BY = {
     GLOBAL_TIME: "one moment for all users",
     LEAVE_ONE_OUT: "each user's last event",
     COLUMN: "the data's own column",
+    STRATIFIED: "random draws within each class",
 }
 """How a split is made, in words, as in "split by ..."."""
 

@@ -14,8 +14,10 @@ import polars as pl
 
 from rectune import wording
 from rectune.config import Config, default_of
+from rectune.config_classify import CLASSIFY, STRATIFIED
 from rectune.data import alpaca, folder
 from rectune.data import columns as c
+from rectune.data.classes import class_counts, say_classes, text_note
 from rectune.data.folder import history_slices, load_catalog, load_events, load_meta
 from rectune.data.label import labelled
 from rectune.data.leak import cold, leak_note, leak_share
@@ -24,13 +26,14 @@ from rectune.data.sources.formats import TABLE_KEYS, read_source, source_of
 from rectune.data.sources.source import Source
 from rectune.data.sources.table_values import moment
 from rectune.data.split import COLUMN, GLOBAL_TIME, LEAVE_ONE_OUT, Timeline, timeline
+from rectune.data.stratified import with_stratified_split
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_folder, hash_file, write_json
 from rectune.version import __version__
 
 __all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]
 
-_LATER_KEYS = ("source_format", "label_from", "min_history", "max_per_user", *TABLE_KEYS)
+_LATER_KEYS = ("source_format", "label_from", "min_history", "max_per_user", "task", "text_column", *TABLE_KEYS)
 
 Say = Callable[[str], None]
 
@@ -69,9 +72,11 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
     read = read_source(config, say) if read is None else read
     _say_read(read, say)
     rows = labelled(read, config, say)
+    if config.split == STRATIFIED:
+        rows = with_stratified_split(rows, config.classes, config.test_ratio, config.validation_ratio, config.seed)
     line = timeline(
         rows,
-        split=config.split,
+        split=COLUMN if config.split == STRATIFIED else config.split,
         history_len=config.warmup,
         test_ratio=config.test_ratio,
         validation_ratio=config.validation_ratio,
@@ -134,7 +139,9 @@ def _settings(config: Config) -> dict[str, Any]:
         del protocol["rating_threshold"]
     if config.label_from == "purchases":
         protocol |= {"negatives": config.negatives, "negative_sampling": config.negative_sampling}
-    if config.max_users is not None or config.label_from == "purchases":
+    if config.task == CLASSIFY:
+        protocol["labels"] = [list(pair) for pair in config.labels.items()]  # their order says what a label means
+    if config.max_users is not None or config.label_from == "purchases" or config.split == STRATIFIED:
         protocol["seed"] = config.seed
     text_keys = ("positive_label", "negative_label", "history_shows", "item_text")
     prompt = {key: getattr(config, key) for key in text_keys}
@@ -230,9 +237,10 @@ def _meta(
             "share_of_test_events_with_later_train_events": None if share is None else round(share, 6),
             "test_events_of_cold_users": unseen.users,
             "test_events_about_cold_items": unseen.items,
-            "note": leak_note(events, config.split),
+            "note": text_note(events, config.split) if config.task == CLASSIFY else leak_note(events, config.split),
         },
         **({} if drawn is None else {"negatives": drawn.meta(config.negatives, config.negative_sampling)}),
+        **({"classes": class_counts(events, config.classes)} if config.task == CLASSIFY else {}),
         **_cuts(line, config.warmup),
     }
 
@@ -316,6 +324,11 @@ def _say_read(read: Source, say: Say) -> None:
 
 
 def _say_split(meta: dict[str, Any], say: Say) -> None:
+    if "classes" in meta:
+        if meta["left_out"]["users_not_drawn"]:
+            say(f"left out by max_users: {meta['left_out']['events_not_drawn']:,} texts")
+        say_classes(meta["classes"], meta["leak"]["note"], say)
+        return
     splits = meta["splits"]
     shown = (c.TRAIN, c.VALIDATION, c.TEST)
     counts = " / ".join(f"{splits[name]['rows']:,}" for name in shown)

@@ -105,17 +105,19 @@ class AnswerLoss:
             rest of the vocabulary, which is no answer.
         gamma: the cost -log P of a label is multiplied by (1 - P)^gamma (Lin et al. 2017), so that sure answers
             count less.
+        sampling: what oversampling one of two labels adds to the log-odds.
     """
 
     over: str
     weights: tuple[float, float] | None = None
     smoothing: float = 0.0
     gamma: float = 0.0
+    sampling: float = 0.0
 
     @property
     def shift(self) -> float:
-        """What the weights add to the log-odds of a model that has learned all there is: log of their ratio."""
-        return 0.0 if self.weights is None else math.log(self.weights[1] / self.weights[0])
+        """What weights (log of their ratio) and oversampling add to the log-odds of a model that has learned all."""
+        return self.sampling + (0.0 if self.weights is None else math.log(self.weights[1] / self.weights[0]))
 
     def __call__(
         self, model: Any, hidden: torch.Tensor, labels: torch.Tensor, prior: torch.Tensor, words: Words

@@ -48,7 +48,7 @@ PROMPT_KEYS = (
     "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header", "candidate_header",
     "question", "history_shows", "item_text", "positive_label", "negative_label", "cutoff_len", "history_len",
     "stream_header", "stream_cue", "window_overlap", "item_rate_text", "prior", "item_rate_from",
-    "item_rate_strength",
+    "item_rate_strength", "task", "labels",
 )  # fmt: skip
 _CHECKED = 64
 
@@ -352,6 +352,12 @@ def encode(
         trees = encode_stream(prompts, histories, events, rows, config.window_overlap, augment)
     else:
         trees = encode_pointwise(prompts, histories, rows, augment)
+        cut = sum(prompts.fitted(text) != text for text in (histories.titles[row] for row in rows.tolist()))
+        if cut:
+            say(
+                f"tokens: {cut:,} of {len(trees):,} texts lost their middle to fit cutoff_len={config.cutoff_len}; "
+                "rubric and answer are whole"
+            )
         shortened = int((trees.shown_from > histories.starts[rows]).sum())
         if shortened:
             say(

@@ -80,6 +80,8 @@ def follow_events(config: Config, data: Dataset, prompts: PointwisePrompts, coun
         ids = [*built.tokens, *answer]
         if built.dropped:
             say(f"  the {built.dropped} oldest of {len(history)} events are left out, whole: {len(ids)} tokens remain")
+        elif len(built.tokens) < len(before.tokens):
+            say(f"  the middle of the text is left out: {len(ids)} tokens remain")
         else:
             say(f"  nothing is left out ({len(ids)} <= {config.cutoff_len})")
         say("\n[STEP 6] Where the loss is taken")

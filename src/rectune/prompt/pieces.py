@@ -77,6 +77,10 @@ class Pieces:
             self._ids[text] = ids
         return ids
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of plain text begins and ends in it, in characters; a token may be a part of one."""
+        return [(begin, end) for begin, end in self._plain.encode(text, add_special_tokens=False).offsets]
+
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise many texts at once on all cores."""
         new = list(dict.fromkeys(text for text in texts if text not in self._ids))

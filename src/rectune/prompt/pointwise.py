@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rectune.config import Config
+from rectune.config_classify import CLASSIFY
 from rectune.errors import DataError
+from rectune.prompt.cut import without_middle
 from rectune.prompt.events import Event, Fan, Prompt, fans_of
 from rectune.prompt.pieces import ChatFrame, Pieces, end_of_text
 from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
@@ -55,6 +57,7 @@ class PointwisePrompts:
         self._heads: dict[int, list[int]] = {}
         self._tail = pieces.template(self._closing())
         self._answer_room = 0 if self.format == "classifier" else 2
+        self._texts = config.task == CLASSIFY
 
     # --- fixed text around history and candidate ---
 
@@ -108,6 +111,27 @@ class PointwisePrompts:
             head = self._heads[count] = [*self.pieces.start_token(self.format), *opening]
         return head
 
+    def fitted(self, text: str) -> str:
+        """A text that is to be classified, without its middle where the prompt would be longer than `cutoff_len`.
+
+        Rubric, question and answer are never cut. What is given for an item is returned as it is.
+
+        Raises:
+            DataError: not even a few words fit.
+        """
+        if not self._texts:
+            return text
+        fixed = len(self._head(0)) + len(self.pieces.text(self.texts.candidate_header)) + len(self._tail)
+        room = self.cutoff_len - self._answer_room - fixed
+        found = without_middle(text, room, lambda part: len(self.pieces.text(self._candidate_part(part))), self.pieces)
+        if found is None:
+            raise DataError(
+                f"cutoff_len: got {self.cutoff_len}, but rubric and question alone take {fixed + self._answer_room} "
+                f"tokens, which leaves no room for a text; set cutoff_len={fixed + self._answer_room + 64} or more, or "
+                "shorten the rubric"
+            )
+        return found
+
     # --- prompts ---
 
     def warm(self, events: Sequence[Event], titles: Sequence[str], longest: int) -> None:
@@ -141,7 +165,7 @@ class PointwisePrompts:
         item_ids = [text(self._history_parts(1, event)[1]) for event in history]
         numbers = [text(f"{index}.") for index in range(1, len(item_ids) + 1)]
         header = text(self.texts.candidate_header)
-        branches = [[*text(self._candidate_part(candidate)), *self._tail] for candidate in candidates]
+        branches = [[*text(self._candidate_part(self.fitted(each))), *self._tail] for each in candidates]
 
         def lines(first: int) -> list[int]:
             shown = item_ids[first:]
@@ -217,6 +241,7 @@ class PointwisePrompts:
         Raises:
             ModelError: they differ, so this tokenizer merges across the places where prompts are cut.
         """
+        candidate = self.fitted(candidate)
         built = self.build(history, candidate)
         shown = history[built.dropped :]
         self.pieces.check_whole(

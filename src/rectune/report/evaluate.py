@@ -16,6 +16,8 @@ from rich.console import Console
 from rectune.baselines.fit import check_classes, fit_baselines
 from rectune.baselines.item_rates import uses_rates
 from rectune.baselines.questions import FROZEN, ONLINE
+from rectune.baselines.texts import fit_text_baselines
+from rectune.config_classify import CLASSIFY
 from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
@@ -23,10 +25,12 @@ from rectune.files import write_json
 from rectune.measure.classification import classification_metrics
 from rectune.prompt.dataset import Dataset
 from rectune.report.beside import add_beside, read_beside
+from rectune.report.classes import BALANCED, NATURAL, class_table
 from rectune.report.compare import write_comparison
 from rectune.report.parts import add_parts, predictions_as
-from rectune.report.report import SUMMARY, Calibration, both_protocols, write_report
+from rectune.report.report import SUMMARY, Calibration, both_protocols, estimates, write_report
 from rectune.report.slices import slices_of
+from rectune.report.texts import PROTOCOL, add_text_baselines, by_length, texts_by_class
 from rectune.report.verdict import summary_table
 from rectune.score.frozen import score_frozen
 from rectune.score.generate import agreement, generated_line, generated_metrics
@@ -100,6 +104,8 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
     """What a reader needs to make the figures again."""
     config = run.config
     history = f"{config.history_len} events of history, prompts of at most {config.cutoff_len} tokens"
+    if config.task == CLASSIFY:
+        history = f"prompts of at most {config.cutoff_len} tokens, oversampling {config.oversample}"
     if config.layout == "stream":
         history = f"streams in windows of at most {config.cutoff_len} tokens"
     if uses_rates(config):
@@ -119,6 +125,19 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
         "versions": ", ".join(f"{name} {number}" for name, number in run.settings.versions.items()),
         "command": command,
     }
+
+
+def _kept_validation(run: OpenRun) -> pl.DataFrame | None:
+    """The validation predictions that training kept of the best adapter, or None where it left none.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    file = run.folder / VALIDATION_PREDICTIONS
+    try:
+        return pl.read_parquet(file, columns=[ROW_ID, LABEL, "log_odds"]) if file.is_file() else None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{file}: damaged ({_short(error)}); copy it from best/ in the run, or remove it") from error
 
 
 def _short(error: Exception) -> str:
@@ -225,15 +244,35 @@ def evaluate(
             say(generated_line(which, given))
     for which, table in found.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
-    frozen = _frozen(run, data, split, rows, found, say, console)
+    texts = run.config.task == CLASSIFY
+    frozen = {} if texts else _frozen(run, data, split, rows, found, say, console)
     for which, table in frozen.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}_frozen.parquet")
+    online, quick = dict(found), run.config.baselines == "quick"
+    name = "report" if split != VALIDATION else "report_validation"
+    how = _how_made(run, data, split, _command(folder, overrides, split, mode, untuned, beside))
+    title = f"rectune: {data.meta['name']}, {split}"
+    if texts:
+        fitted_texts = fit_text_baselines(
+            data.folder, data.events, data.catalog, data.content_hash, len(run.config.classes), say, quick
+        )
+        add_text_baselines(online, fitted_texts)
+        add_beside(others, {ONLINE: online})
+        by_class = texts_by_class(run, data, split, online, _kept_validation(run), fitted_texts)
+        report = write_report(
+            run.folder, online, history, how, run.settings.threshold, out_name=name, title=title, protocol=PROTOCOL,
+            baselines=fitted_texts.notes, cuts=by_length(data, rows), diagnosis=diagnosis, by_class=by_class,
+            calibration=Calibration(run.settings.temperature, run.settings.offset, {}),
+        )  # fmt: skip
+        console.print(summary_table(estimates(report), ("auc", "pr_auc", "loss", "ece")))
+        for which in (NATURAL, BALANCED):
+            console.print(class_table(by_class, which))
+        return _said(report, run.folder / f"{name}.html", diagnosis, console)
     fitted = fit_baselines(
         data.folder, data.events, data.catalog, data.content_hash, run.config.preprocessing_cache_dir, say, console,
-        quick=run.config.baselines == "quick",
+        quick=quick,
     )  # fmt: skip
     like, row_ids = found[TUNED], found[TUNED][ROW_ID]
-    online = dict(found)
     if run.settings.blend:
         add_parts(run, data, rows, {ONLINE: online, FROZEN: frozen})
     for baseline in fitted.notes:
@@ -241,16 +280,18 @@ def evaluate(
             predictions_as(like, fitted.log_odds(baseline, split, protocol, row_ids)) for protocol in (ONLINE, FROZEN)
         )
     added = add_beside(others, {ONLINE: online, FROZEN: frozen})
-    name = "report" if split != VALIDATION else "report_validation"
     report = write_report(
-        run.folder, online, history,
-        _how_made(run, data, split, _command(folder, overrides, split, mode, untuned, beside)), run.settings.threshold,
-        out_name=name, title=f"rectune: {data.meta['name']}, {split}", frozen=frozen, baselines=fitted.notes,
-        cuts=slices_of(data, rows),
+        run.folder, online, history, how, run.settings.threshold, out_name=name, title=title, frozen=frozen,
+        baselines=fitted.notes, cuts=slices_of(data, rows),
         calibration=Calibration(run.settings.temperature, run.settings.offset, run.settings.blend), beside=added,
         diagnosis=diagnosis,
     )  # fmt: skip
     console.print(summary_table(both_protocols(report), SUMMARY))
+    return _said(report, run.folder / f"{name}.html", diagnosis, console)
+
+
+def _said(report: dict[str, Any], page: Path, diagnosis: Sequence[dict[str, Any]], console: Console) -> Evaluation:
+    """The verdict, the notes and what was wrong with the training, said to a person."""
     console.print(report["verdict"], highlight=False, markup=False)
     for note in report["notes"]:
         console.print(note, highlight=False, markup=False)
@@ -258,7 +299,7 @@ def evaluate(
         if each["severity"] != "info":
             line = f"In training, step {each['step']}: {each['message']}; {each['advice']}"
             console.print(line, highlight=False, markup=False)
-    return Evaluation(report, run.folder / f"{name}.html")
+    return Evaluation(report, page)
 
 
 def compare(folder: Path, overrides: list[str], split: str, output: Path | None, say: Say, console: Console) -> Path:

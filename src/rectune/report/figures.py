@@ -234,11 +234,11 @@ def pr_curves(labels: Array, log_odds: Mapping[str, Array]) -> str | None:
     return _draw("pr", alt, 4.2, 4.2, paint)
 
 
-def calibration_curves(labels: Array, log_odds: Mapping[str, Array]) -> str:
+def calibration_curves(labels: Array, log_odds: Mapping[str, Array], positive: str = "liked") -> str:
     """Share of positives over the mean score, by 15 equal-width bins; a dot's area grows with its bin's rows."""
 
     def paint(figure: Figure) -> None:
-        axes = _square(figure, "mean score", "share liked")
+        axes = _square(figure, "mean score", f"share {positive}")
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, alpha=0.4)
         for name, style in model_styles(log_odds).items():
             curve = reliability_curve(labels, probability(log_odds[name]))

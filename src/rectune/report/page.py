@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from rectune.measure.classification import LOWER_IS_BETTER
+from rectune.report.class_page import class_sections
 from rectune.report.verdict import METRIC_NAMES, Rows, percent
 
 
@@ -38,6 +39,7 @@ class PageContent:
         diagnosis: what was found wrong with the training, as `logs/diagnosis.json` has it.
         notes: sentences under the verdict.
         level: of the intervals in `rows`.
+        by_class: of texts, what `report.classes.class_report` found; `rows` are then of texts, not of users' events.
     """
 
     title: str
@@ -53,6 +55,7 @@ class PageContent:
     diagnosis: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     level: float = 0.95
+    by_class: Mapping[str, Any] = field(default_factory=dict)
 
 
 _STYLE = """
@@ -160,17 +163,22 @@ def _slices(slices: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _disagreements(rows: Sequence[Mapping[str, Any]], rival: str) -> str:
+def _names(content: PageContent) -> Sequence[str]:
+    """What the two labels are called."""
+    return content.by_class["classes"] if content.by_class else ("not liked", "liked")
+
+
+def _disagreements(rows: Sequence[Mapping[str, Any]], rival: str, names: Sequence[str]) -> str:
     body = []
     for row in rows:
         titles = list(row.get("history_titles") or [])
-        history = "".join(f"<li>{_text(title)}</li>" for title in titles)
+        lines = "".join(f"<li>{_text(title)}</li>" for title in titles)
+        history = f"<details><summary>history ({len(titles)})</summary><ol>{lines}</ol></details>" if titles else ""
         label = int(row["label"])
         right = (float(row["tuned_score"]) > float(row["base_score"])) == (label == 1)
         body.append(
-            f'<tr><td class="text">{_text(row["candidate_title"])}<details><summary>history ({len(titles)})</summary>'
-            f"<ol>{history}</ol></details></td>"
-            f"<td>{'liked' if label else 'not liked'}</td><td>{float(row['base_score']):.3f}</td>"
+            f'<tr><td class="text">{_text(row["candidate_title"])}{history}</td>'
+            f"<td>{_text(names[label])}</td><td>{float(row['base_score']):.3f}</td>"
             f'<td class="{"better" if right else "worse"}">{float(row["tuned_score"]):.3f} {"✓" if right else "✗"}</td>'
             "</tr>"
         )
@@ -225,8 +233,10 @@ def render_page(content: PageContent) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(content.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(content.title)}</h1>\n<p class="verdict">{escape(content.verdict)}</p>\n{notes}\n'
+        + class_sections(content.by_class)
         + _section(
-            "Metrics, each event given everything before it", _tables(content.rows, content.shown, content.level)
+            "Metrics of the probabilities" if content.by_class else "Metrics, each event given everything before it",
+            _tables(content.rows, content.shown, content.level),
         )
         + _section(
             "Metrics, each user's history frozen at the split",
@@ -237,7 +247,7 @@ def render_page(content: PageContent) -> str:
         + _section("Slices", _slices(content.slices) if content.slices else "")
         + _section(
             "Disagreements",
-            _disagreements(content.disagreements, content.rival) if content.disagreements else "",
+            _disagreements(content.disagreements, content.rival, _names(content)) if content.disagreements else "",
         )
         + _section("How it was made", f"<dl>{how}</dl>" if how else "")
         + "</main>\n</body>\n</html>\n"

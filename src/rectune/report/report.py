@@ -31,6 +31,8 @@ SUMMARY = ("auc", FROZEN_UAUC, "accuracy", "f1")
 _OURS = (TUNED, UNTUNED, ALONE, WITHOUT)
 """Names that are no baseline by themselves."""
 _FROZEN_METRICS = ("auc", "uauc", "pr_auc", "loss")
+_OF_THRESHOLD = ("accuracy", "f1", "uauc")
+"""Of texts these are shown by class instead, or have no meaning."""
 _PAGE_METRICS = ("auc", "uauc", "pr_auc", "accuracy", "f1", "loss", "brier", "ece")
 
 
@@ -102,6 +104,8 @@ def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]
     """The verdict on AUC online, and the same question asked of UAUC, with frozen histories where there are some."""
     if TUNED not in report["models"]:
         return "No tuned model was measured; these are the models it will have to beat.", []
+    if report.get("by_class"):
+        return _sentence(report, "auc", level, []), list(report["by_class"]["notes"])
     blend = report["calibration"]["blend"]
     joining = [name for name in blend if name not in (MODEL, OFFSET)]
     if set(report["models"]) == {TUNED}:
@@ -125,8 +129,9 @@ def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]
 
 
 def _figures(
-    predictions: Mapping[str, pl.DataFrame], log_history: Sequence[Mapping[str, Any]], threshold: float
-) -> dict[str, PageFigure]:
+    predictions: Mapping[str, pl.DataFrame], log_history: Sequence[Mapping[str, Any]], threshold: float,
+    positive: str = "liked",
+) -> dict[str, PageFigure]:  # fmt: skip
     frame = next(iter(predictions.values()))
     labels, users = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     odds = {name: table["log_odds"].to_numpy() for name, table in predictions.items()}
@@ -141,11 +146,11 @@ def _figures(
         ),
         "Precision and recall": (
             figures.pr_curves(labels, odds),
-            "The thin line is the share of liked items, which guessing reaches.",
+            f"The thin line is the share of {positive} rows, which guessing reaches.",
         ),
         "Calibration": (
-            figures.calibration_curves(labels, odds),
-            "On the diagonal a score of 0.7 is liked 7 times in 10. Larger dots hold more rows.",
+            figures.calibration_curves(labels, odds, positive),
+            f"On the diagonal a score of 0.7 is {positive} 7 times in 10. Larger dots hold more rows.",
         ),
         "AUC by user": (
             figures.user_auc_histogram(users, labels, odds),
@@ -274,6 +279,7 @@ def write_report(
     calibration: Calibration = _NOTHING_FITTED,
     beside: Sequence[str] = (),
     diagnosis: Sequence[Mapping[str, Any]] = (),
+    by_class: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure the models and write `{out_name}.html`, and its figures as JSON, into `run_dir`.
 
@@ -297,6 +303,7 @@ def write_report(
         calibration: what is in the tuned model's log-odds.
         beside: names among `predictions` that are other runs, no baselines.
         diagnosis: what was found wrong with the training.
+        by_class: of texts, what `report.classes.class_report` found, with `notes` on it.
 
     Returns:
         What `metrics.json` holds: verdict, notes, protocol, rows, users, threshold, intervals (how they were made),
@@ -337,6 +344,7 @@ def write_report(
         "counts": None,
         "diagnosis": list(diagnosis),
         "how_made": dict(how_made),
+        **({"by_class": dict(by_class)} if by_class else {}),
     }
     if frozen:
         report["frozen"] = {"protocol": PROTOCOLS[FROZEN], **measured(frozen, *settings)}
@@ -351,7 +359,8 @@ def write_report(
     shown = {name: table for name, table in predictions.items() if name in (TUNED, UNTUNED, rival)}
     report["slices"] = _slices(shown or predictions, cuts or {}, level, seed)
     report["verdict"], report["notes"] = _sentences(report, level)
-    rows = {name: {metric: row[metric] for metric in _PAGE_METRICS} for name, row in estimates(report).items()}
+    wanted = [metric for metric in _PAGE_METRICS if not by_class or metric not in _OF_THRESHOLD]
+    rows = {name: {metric: row[metric] for metric in wanted} for name, row in estimates(report).items()}
     counted = report["models"][next(iter(predictions))]["metrics"]["uauc_users"]
     page = render_page(
         PageContent(
@@ -361,12 +370,16 @@ def write_report(
             frozen=_frozen_rows(report),
             shown=_few(report),
             slices=report["slices"],
-            figures=_figures(shown or predictions, log_history, threshold),
+            figures=_figures(
+                shown or predictions, log_history, threshold, by_class["classes"][1] if by_class else "liked"
+            ),
             disagreements=changed,
             rival=rival or UNTUNED,
             how_made={
                 "protocol": protocol,
-                "rows": f"{len(frame):,} of {report['users']:,} users ({counted:,} counted in UAUC)",
+                "rows": f"{len(frame):,} texts"
+                if by_class
+                else f"{len(frame):,} of {report['users']:,} users ({counted:,} counted in UAUC)",
                 "intervals": f"percentile bootstrap over users, {bootstrap_draws:,} draws, seed {seed}",
                 "threshold": f"{threshold:g}",
                 **how_made,
@@ -375,6 +388,7 @@ def write_report(
             diagnosis=report["diagnosis"],
             notes=report["notes"],
             level=level,
+            by_class=by_class or {},
         )
     )
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rectune.baselines.served import Served
+from rectune.config_classify import CLASSIFY
 from rectune.measure.blending import fit_blend
 from rectune.measure.scaling import fit_platt
 from rectune.measure.threshold import choose_threshold
@@ -36,6 +37,8 @@ def calibrate(
     say: Callable[[str], None] = lambda line: None,
 ) -> AdapterSettings:
     """Settings with weights, temperature and offset of the least log loss, and the threshold of the best accuracy.
+
+    For texts it is the threshold of the best F1 of the positive class.
 
     Args:
         settings: of the run; what they hold of these is replaced.
@@ -72,7 +75,9 @@ def calibrate(
     elif slope <= 0:
         return plain
     final = found.calibrated(log_odds, joined)
-    return replace(found, threshold=choose_threshold(labels, final, "accuracy"))
+    # Of texts one looks for the positive class, which may be so rare that never saying it is right most often.
+    metric = "f1" if settings.prompt.get("task") == CLASSIFY else "accuracy"
+    return replace(found, threshold=choose_threshold(labels, final, metric))
 
 
 def _blended(

@@ -76,8 +76,8 @@ class AdapterSettings:
         temperature, offset: log-odds are divided by the one, and the other is added, so that scores are probabilities.
         blend: where baselines join the answer, the weight of each one's log-odds by name, that of the model's own as
             `model`, and the `offset` that is added, in place of temperature and offset; else empty.
-        loss_shift: what class weights in the loss added to the model's log-odds, log(positive / negative); taken off
-            where no offset is fitted.
+        loss_shift: what class weights in the loss, or oversampling, added to the model's log-odds, log(positive /
+            negative); taken off where no offset is fitted.
         head: what the log-odds are read from: `label_words`, two rows of the base model's output head, or `classifier`,
             a head of its own in the adapter's file.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
@@ -124,7 +124,7 @@ class AdapterSettings:
     def correction_text(self) -> str:
         """What `calibrated` does, in words."""
         if self.loss_shift and (self.temperature, self.offset, self.blend) == (1.0, -self.loss_shift, {}):
-            return f"log-odds + {self.offset:.4g}, what the loss's class weights had added"
+            return f"log-odds + {self.offset:.4g}, what class weights or oversampling had added"
         if not self.blend:
             return f"log-odds / {self.temperature:.4g} + {self.offset:.4g}, fitted on validation"
         parts = " + ".join(f"{weight:.4g} of {name}" for name, weight in self.blend.items() if name != OFFSET)

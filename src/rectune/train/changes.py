@@ -42,6 +42,7 @@ GROUPS = (
     Group("free", "its content is held against the checkpoint's data hash", (
         "dataset", "source_format", "user_column", "item_column", "time_column", "rating_column", "label_column",
         "split_column", "title_column", "category_column", "attribute_columns", "items", "items_id_column",
+        "text_column",
     )),
     Group(
         "course",
@@ -65,7 +66,7 @@ GROUPS = (
     Group(
         "refused",
         "what it adds to the log-odds is taken off the scores, and half of it cannot be",
-        ("class_weights",),
+        ("class_weights", "oversample"),
     ),
     Group("refused", "the saved optimiser state is another's", ("optim", "loraplus_lr_ratio")),
     Group("refused", "it decides what is trained on and measured", (
@@ -76,7 +77,7 @@ GROUPS = (
     Group("refused", "the model would be asked otherwise than it has been trained so far", (
         "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header",
         "candidate_header", "question", "stream_header", "stream_cue", "window_overlap", "shuffle_moments",
-        "history_drop", "history_shuffle",
+        "history_drop", "history_shuffle", "task", "labels", "rubric",
         "history_shows", "item_text", "item_rate_text", "prior", "item_rate_from", "item_rate_strength",
         "positive_label", "negative_label", "cutoff_len",
     )),

@@ -40,7 +40,10 @@ def facts_of(config: Config, trees: Trees, held_out: Trees, users: int, steps: i
         learning_rate=config.learning_rate,
         max_grad_norm=config.max_grad_norm,
         metric=config.metric_for_best_model,
-        plain_loss=config.class_weights == "none" and not config.label_smoothing and not config.focal_gamma,
+        plain_loss=config.class_weights == "none"
+        and not config.label_smoothing
+        and not config.focal_gamma
+        and config.oversample == "none",
         prior_loss=log_loss(held_out.labels, held_out.prior) if prior else None,
         prior_auc=auc(held_out.labels, held_out.prior) if prior else None,
     )

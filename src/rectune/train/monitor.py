@@ -19,6 +19,7 @@ from rectune.train.speed import Meter
 
 _SHOWN = (
     "loss", "auc", "uauc", "accuracy", "precision", "recall", "f1", "predicted_positive_rate", "positive_rate",
+    "macro_f1", "balanced_accuracy",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def _workload(config: Config, say: Say) -> Workload:
     from rectune.prompt.encode import encode, split_sample
     from rectune.prompt.layouts import prompts_for
     from rectune.prompt.pieces import Pieces
+    from rectune.train.oversample import oversampled
 
     config = (
         config.with_overrides(prior="none", sweep={}) if config.prior == "stack" else config
@@ -49,6 +50,8 @@ def _workload(config: Config, say: Say) -> Workload:
         for split in (TRAIN, VALIDATION)
         for rows in (split_sample(config, data.events, split),)
     )
+    if config.oversample != "none":
+        trees = trees.select(oversampled(config, trees.labels, say).rows)
     return workload_of(config, trees, held_out, pack_rows(config, trees))
 
 

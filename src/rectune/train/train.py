@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from rectune.train.backends import load_for_training, prepare_backend, trainer_o
 from rectune.train.callbacks import make_callbacks
 from rectune.train.checkpoints import checkpoint_folders, evaluation_pending, problem_with
 from rectune.train.halving import Halving
+from rectune.train.oversample import oversampled
 from rectune.train.plan import Machine, planned
 from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
 from rectune.train.record import RunRecord
@@ -208,7 +210,7 @@ def _train(
     from rectune.train.checkup import Checkup, facts_of
     from rectune.train.not_finite import BatchNames
     from rectune.train.stopping import Interrupted
-    from rectune.train.trainer import Validation
+    from rectune.train.trainer import Validation, classes_of
 
     config, start, say = begin.config, begin.checkpoint, transcript.say
     run = config.output_dir
@@ -227,7 +229,10 @@ def _train(
         for split in (TRAIN, VALIDATION)
         for rows in (split_sample(config, data.events, split),)
     )
-    answer_loss = loss_of(config, trees.labels, say)
+    natural, sampled = trees, oversampled(config, trees.labels, say)
+    if config.oversample != "none":
+        trees = trees.select(sampled.rows)
+    answer_loss = replace(loss_of(config, trees.labels, say), sampling=sampled.log_odds)
     say(
         f"data: {len(trees.labels):,} training and {len(held_out.labels):,} validation events in {len(trees):,} and "
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
@@ -251,7 +256,7 @@ def _train(
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
     if config.eval_strategy != "no":
-        validation = Validation(held_out, data.users(held_out.rows))
+        validation = Validation(held_out, data.users(held_out.rows), classes=classes_of(config))
 
     halving = Halving(config.auto_batch, say, start.folder if start else None)
     if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
@@ -289,7 +294,7 @@ def _train(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
         start.step + 1 if start else None, keep, transcript, console,
     )  # fmt: skip
-    facts = facts_of(config, trees, held_out, len(set(data.users(held_out.rows))), last)
+    facts = facts_of(config, natural, held_out, len(set(data.users(held_out.rows))), last)
     checkup = Checkup(run / "logs", facts, say, lambda: signals.stopped)
     trainer = trainer_of(config)(
         verbalizer=prompts.verbalizer,

@@ -13,7 +13,10 @@ import numpy.typing as npt
 import torch
 from transformers import PrinterCallback
 
+from rectune.config import Config
+from rectune.config_classify import CLASSIFY
 from rectune.errors import NotFinite
+from rectune.measure.classes import balanced_rows, by_class, confusion_table, over_classes
 from rectune.measure.classification import classification_metrics, confusion, predict
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
@@ -30,6 +33,38 @@ from rectune.train.speed import Meter
 from rectune.train.stopping import EvaluationCut
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a validation set, which is then measured by class and on as many rows of each, too.
+
+    Attributes:
+        words: label word of each label, in whose name its metrics are logged.
+        seed: of the draw of the balanced rows.
+    """
+
+    words: tuple[str, ...]
+    seed: int
+
+    def measure(self, labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> dict[str, float | None]:
+        """Means over classes, precision, recall and F1 of each, and the same answers on the balanced rows."""
+        table = confusion_table(labels, predicted, len(self.words))
+        found: dict[str, float | None] = {k: v for k, v in over_classes(table).items() if k != "accuracy"}
+        for word, values in by_class(table, self.words).items():
+            found |= {f"{key}_{word}": value for key, value in values.items() if key != "rows"}
+        rows = balanced_rows(labels, len(self.words), self.seed)
+        part = confusion_table(labels[rows], predicted[rows], len(self.words))
+        found["balanced_set_n"] = len(rows)
+        found |= {f"balanced_set_{key}": value for key, value in over_classes(part).items() if key[:8] != "balanced"}
+        for word, values in by_class(part, self.words).items():
+            found |= {f"balanced_set_{key}_{word}": value for key, value in values.items() if key != "rows"}
+        return found
+
+
+def classes_of(config: Config) -> Classes | None:
+    """The classes of a text classification, None for other tasks."""
+    return Classes(config.label_words, config.seed) if config.task == CLASSIFY else None
+
+
 @dataclass
 class Validation:
     """The validation events, and the scores that the latest evaluation gave them.
@@ -39,12 +74,14 @@ class Validation:
         user_ids: user of each answer.
         log_odds: float64 [answers] of the latest evaluation, None before the first.
         untrained: float64 [answers of `first_batch`], as they were before the first step; None before training.
+        classes: where it is measured by class.
     """
 
     trees: Trees
     user_ids: list[str]
     log_odds: npt.NDArray[np.float64] | None = None
     untrained: npt.NDArray[np.float64] | None = None
+    classes: Classes | None = None
 
     def first_batch(self, size: int) -> npt.NDArray[np.int64]:
         """The trees that an evaluation scores first, in its order, so that scored alone they give the same floats."""
@@ -264,6 +301,8 @@ class AnswerTrainer(ResumableTrainer):
         found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         moved = self.validation.moved(self.args.per_device_eval_batch_size)
         counts = confusion(trees.labels, predict(plain))._asdict()
+        if self.validation.classes is not None:
+            found |= self.validation.classes.measure(trees.labels, predict(plain).astype(np.int64))
         found = {**found, **counts, **self_assessment(trees.labels, plain), "log_odds_moved": moved}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}
         seconds = time.perf_counter() - start

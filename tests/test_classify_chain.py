@@ -1,0 +1,143 @@
+"""Labelled texts all the way: from a CSV through prepare, training, evaluation and scoring, with two classes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+from sklearn.metrics import precision_recall_fscore_support
+
+from rectune.config import Config, parse_config
+from rectune.prompt.dataset import Dataset, open_dataset
+from rectune.report.evaluate import compare, evaluate
+from rectune.train.train import train
+
+QUIET = Console(quiet=True)
+RULES, OTHER = "Rules Question", "Other"
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
+
+
+def write_posts(path: Path, rows: int = 260) -> None:
+    """Posts with `;` between columns and a BOM: one in eight asks about the rules; every tenth text comes twice."""
+    draw = random.Random(5)
+    lines = ["nr;body;kind;by"]
+    for number in range(rows):
+        asks = number % 8 == 3
+        words = ["may", "rule", "allowed", "turn"] if asks else ["look", "painted", "sale", "photo"]
+        text = " ".join([*draw.choices(words, k=3), f"thing{number}"])
+        if number % 10 == 1:  # the post before once more, shouted
+            _, text, kind, _ = lines[-1].split(";")
+            text, asks = text.upper(), kind == RULES
+        lines.append(f"{number};{text};{RULES if asks else OTHER};u{number % 7}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Config:
+    root = tmp_path_factory.mktemp("posts")
+    write_posts(root / "posts.csv")
+    values: dict[str, Any] = {
+        "task": "classify", "model_name_or_path": str(tiny_qwen3), "dataset": str(root / "posts.csv"),
+        "dataset_dir": str(root / "data"), "output_dir": str(root / "run"),
+        "preprocessing_cache_dir": str(root / "cache"), "text_column": "body", "label_column": "kind",
+        "labels": {RULES: "R", OTHER: "O"}, "rubric": "Does the post ask about rules?", "cutoff_len": 160,
+        "test_ratio": 0.25, "validation_ratio": 0.25, "bf16": False, "report_to": "none", "max_steps": 6,
+        "eval_steps": 3, "save_steps": 6, "logging_steps": 3, "learning_rate": 0.01, "baselines": "quick",
+        "oversample": 0.5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    return parse_config(values, "test")
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(config: Config, lines: list[str]) -> Path:
+    return train(config, lines.append, QUIET)
+
+
+@pytest.fixture(scope="module")
+def data(config: Config) -> Dataset:
+    return open_dataset(config, silent)
+
+
+def test_the_rubric_is_the_system_message_and_the_post_the_user_turn(run: Path, data: Dataset) -> None:
+    first = json.loads((data.folder / "train.json").read_text())[0]
+    assert first["system"] == (
+        "Does the post ask about rules? Reply with a single word: R for Rules Question, O for Other."
+    )
+    assert first["input"].startswith("Text: ") and first["input"].endswith("\nAnswer R or O.")
+    assert first["output"] in ("R", "O") and first["instruction"] == ""
+
+
+def test_no_text_of_validation_or_test_is_in_train_and_classes_keep_their_shares(data: Dataset) -> None:
+    told = data.events.join(data.catalog, on="item_id")
+    texts = {split: set(part["title"].str.to_lowercase()) for (split,), part in told.group_by("split")}
+    assert not texts["train"] & (texts["validation"] | texts["test"]) and not texts["validation"] & texts["test"]
+    assert data.events.height == 260  # texts that come twice are kept, both rows in one split
+    assert data.meta["classes"]["train"] == dict(
+        data.events.filter(pl.col("split") == "train")["label"].cast(pl.Int64)
+        .replace_strict({0: OTHER, 1: RULES}, return_dtype=pl.String).value_counts().iter_rows()
+    )  # fmt: skip
+    shares = [data.meta["splits"][split]["positive_rate"] for split in ("train", "validation", "test")]
+    assert max(shares) - min(shares) < 0.02
+
+
+def test_half_of_what_is_trained_on_is_of_the_rarer_class(run: Path, lines: list[str], data: Dataset) -> None:
+    train_rows = data.meta["classes"]["train"]
+    (said,) = [line for line in lines if line.startswith("oversample:")]
+    assert f"{train_rows[RULES]} texts of {RULES} are seen {train_rows[OTHER]} times, 50.0%" in said
+    settings = json.loads((run / "rectune.json").read_text())
+    assert settings["loss_shift"] == pytest.approx(np.log(train_rows[OTHER] / train_rows[RULES]))
+
+
+def test_training_measures_by_class_and_on_a_balanced_set(run: Path) -> None:
+    history = json.loads((run / "log_history.json").read_text())
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    assert last["eval_balanced_set_n"] == 2 * (last["eval_tp"] + last["eval_fn"])
+    assert last["eval_recall_R"] == pytest.approx(last["eval_recall"])
+    recalls = (last["eval_recall_R"] + last["eval_recall_O"]) / 2
+    assert last["eval_balanced_accuracy"] == pytest.approx(recalls)
+
+
+def test_its_report_is_by_class_and_agrees_with_scikit_learn(run: Path, config: Config) -> None:
+    found = evaluate(run, [], "test", "logits", True, silent, QUIET)
+    told = json.loads((run / "metrics.json").read_text())
+    table = pl.read_parquet(run / "predictions_test_tuned.parquet")
+    labels = table["label"].to_numpy()
+    lines = {(line["model"], line["rule"]): line for line in told["by_class"]["natural"]["decisions"]}
+    answered = (table["model_log_odds"].to_numpy() >= 0).astype(int)
+    wanted = precision_recall_fscore_support(labels, answered, labels=[0, 1], zero_division=0)
+    for label, name in enumerate((OTHER, RULES)):
+        own = lines["tuned", "as it answers"]["per_class"][name]
+        got = [own[key] for key in ("precision", "recall", "f1", "rows")]
+        assert got == pytest.approx([column[label] for column in wanted])
+    assert {model for model, _ in lines} == {"untuned", "tuned", "commonest class", "TF-IDF"}
+    assert lines["TF-IDF", "best F1"]["per_class"][RULES]["f1"] > 0.9  # its words tell the class
+    balanced = told["by_class"]["balanced"]["decisions"][0]["per_class"]
+    assert balanced[RULES]["rows"] == balanced[OTHER]["rows"] == labels.sum()
+    assert told["frozen"] is None and "TF-IDF" in told["verdict"]
+    assert "As it answers" in found.page.read_text() or "as it answers" in found.page.read_text()
+    assert not any("UAUC" in note for note in told["notes"])
+
+
+def test_validation_scores_are_those_of_training(run: Path) -> None:
+    lines: list[str] = []
+    evaluate(run, [], "validation", "logits", False, lines.append, QUIET)
+    assert any("row by row: 0 in log-odds" in line for line in lines)
+
+
+def test_base_and_tuned_are_compared(run: Path, tmp_path: Path) -> None:
+    compare(run, [], "test", tmp_path / "comparison", silent, QUIET)
+    assert (tmp_path / "comparison" / "comparison_report.json").is_file()
