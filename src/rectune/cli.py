@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rectune.cli_export import EXPORT_EXAMPLE, export
 from rectune.cli_options import (
     AsOf,
     ConfigPath,
@@ -310,6 +311,7 @@ def compare(
 
 app.command(epilog=RANK_EXAMPLE)(rank)
 app.command(epilog=RECOMMEND_EXAMPLE)(recommend)
+app.command(epilog=EXPORT_EXAMPLE)(export)
 
 
 @app.command(epilog="Example: rectune watch output/demo   ·   rectune watch output/a output/b --once")

@@ -46,7 +46,7 @@ class PointwisePrompts:
         if self.frame is not None:
             before, space, end_id = self.frame.before_answer, "", self.frame.end_id(pieces)
         else:
-            before, space, end_id = self._closing() or "\n", " ", end_of_text(pieces)
+            before, space, end_id = self.closing() or "\n", " ", end_of_text(pieces)
         self.verbalizer: Verbalizer = build_verbalizer(
             space + config.positive_label,
             space + config.negative_label,
@@ -55,7 +55,7 @@ class PointwisePrompts:
             pieces.text,
         )
         self._heads: dict[int, list[int]] = {}
-        self._tail = pieces.template(self._closing())
+        self._tail = pieces.template(self.closing())
         self._answer_room = 0 if self.format == "classifier" else 2
         self._texts = config.task == CLASSIFY
 
@@ -70,7 +70,7 @@ class PointwisePrompts:
         gap = "\n\n" if self.texts.history_header else "\n"
         return text + gap if text else ""
 
-    def _opening(self) -> str:
+    def opening(self) -> str:
         """Text before the history's heading; ends with a line end, or is empty."""
         texts = self.texts
         if self.frame is not None:
@@ -81,7 +81,7 @@ class PointwisePrompts:
             return f"### Instruction:\n{lead}\n\n### Input:\n"
         return self._lead(texts.instruction or texts.system)
 
-    def _closing(self) -> str:
+    def closing(self) -> str:
         """Text after the candidate's line, up to the answer."""
         question = self.texts.question
         if self.format == "classifier":
@@ -97,7 +97,8 @@ class PointwisePrompts:
         suffix = history_suffix(event.rating, self.verbalizer.word(event.label), self.shows)
         return f"{index}.", f" {event.title}{suffix}\n"
 
-    def _candidate_part(self, title: str) -> str:
+    def candidate_part(self, title: str) -> str:
+        """The candidate behind its header."""
         # Without a question the candidate's line is the last of the user's turn and has no line end.
         ends = not self.texts.question and self.format in ("chat", "classifier")
         return f" {title}" if ends else f" {title}\n"
@@ -107,7 +108,7 @@ class PointwisePrompts:
         head = self._heads.get(count)
         if head is None:
             heading = history_heading(self.texts, count) + "\n" if self.texts.history_header else ""
-            opening = self.pieces.template(self._opening() + heading)
+            opening = self.pieces.template(self.opening() + heading)
             head = self._heads[count] = [*self.pieces.start_token(self.format), *opening]
         return head
 
@@ -123,7 +124,7 @@ class PointwisePrompts:
             return text
         fixed = len(self._head(0)) + len(self.pieces.text(self.texts.candidate_header)) + len(self._tail)
         room = self.cutoff_len - self._answer_room - fixed
-        found = without_middle(text, room, lambda part: len(self.pieces.text(self._candidate_part(part))), self.pieces)
+        found = without_middle(text, room, lambda part: len(self.pieces.text(self.candidate_part(part))), self.pieces)
         if found is None:
             raise DataError(
                 f"cutoff_len: got {self.cutoff_len}, but rubric and question alone take {fixed + self._answer_room} "
@@ -139,7 +140,7 @@ class PointwisePrompts:
         numbers = [f"{index}." for index in range(1, longest + 1)]
         self.pieces.warm(numbers)
         self.pieces.warm(self._history_parts(1, event)[1] for event in events)
-        self.pieces.warm(self._candidate_part(title) for title in titles)
+        self.pieces.warm(self.candidate_part(title) for title in titles)
 
     def build(self, history: Sequence[Event], candidate: str) -> Prompt:
         """The prompt of one candidate after a history, shortened by whole events to fit `cutoff_len`.
@@ -165,7 +166,7 @@ class PointwisePrompts:
         item_ids = [text(self._history_parts(1, event)[1]) for event in history]
         numbers = [text(f"{index}.") for index in range(1, len(item_ids) + 1)]
         header = text(self.texts.candidate_header)
-        branches = [[*text(self._candidate_part(self.fitted(each))), *self._tail] for each in candidates]
+        branches = [[*text(self.candidate_part(self.fitted(each))), *self._tail] for each in candidates]
 
         def lines(first: int) -> list[int]:
             shown = item_ids[first:]
@@ -203,7 +204,7 @@ class PointwisePrompts:
             parts += [(self.frame.before_user, True), (lead, False), (self.frame.before_answer, True)]
             tokens = self.pieces.mixed(parts)
         else:
-            parts = [(self._opening(), True), (content, False), (self._ending(), True)]
+            parts = [(self.opening(), True), (content, False), (self._ending(), True)]
             tokens = [*self.pieces.start_token(self.format), *self.pieces.mixed(parts)]
         return Prompt(tokens, 0)
 
@@ -233,7 +234,7 @@ class PointwisePrompts:
                     self.messages(content), tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
             )
-        return self._opening() + content + self._ending()
+        return self.opening() + content + self._ending()
 
     def check_pieces(self, history: Sequence[Event], candidate: str) -> None:
         """Compare one prompt's pieces with the tokenisation of its whole string.

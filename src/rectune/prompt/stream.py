@@ -45,7 +45,7 @@ class StreamPrompts:
             self._line_end(),
             pieces.text,
         )
-        self.head: list[int] = [*pieces.start_token(self.format), *pieces.template(self._head_text())]
+        self.head: list[int] = [*pieces.start_token(self.format), *pieces.template(self.head_text())]
 
     def _line_end(self) -> int:
         """The token of a line end, which is where a generated answer is over."""
@@ -57,7 +57,7 @@ class StreamPrompts:
             )
         return ids[0]
 
-    def _head_text(self) -> str:
+    def head_text(self) -> str:
         """Template text before the first line."""
         header = self.texts.stream_header
         if self.frame is None:
@@ -143,7 +143,7 @@ class StreamPrompts:
         """The same prompt as one string, nothing dropped, built apart from the pieces (for people and checks)."""
         lines = "".join(self.line(event.title) + self.suffix(event) for event in history) + self.line(candidate)
         if self.frame is None:
-            return self._head_text() + lines
+            return self.head_text() + lines
         messages = [{"role": "system", "content": self.texts.system}] if self.texts.system else []
         messages.append({"role": "user", "content": self.texts.stream_header})
         templated = self.pieces.tokenizer.apply_chat_template(

@@ -1,0 +1,79 @@
+"""How to call an export, for its model card: code that runs as it stands beside the files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rectune.export.targets import ADAPTER, CLASSIFIER, MERGED_4BIT, Target
+from rectune.prompt.events import Event
+from rectune.score.open_run import OpenRun
+
+EXAMPLE = ([Event("First item", 4.5, 1), Event("Second item", 2.0, 0)], "Third item")
+"""A history and a candidate of no user."""
+
+_WRITE = """\
+import json, math
+from jinja2 import Environment
+
+folder = "."  # where these files lie
+scoring = json.load(open(folder + "/scoring.json", encoding="utf-8"))
+write = Environment(keep_trailing_newline=True).from_string
+query, document = write(scoring["prompt"]["query"]), write(scoring["prompt"]["document"])
+history = [{"item": "First item", "rating": 4.5, "label": 1}, {"item": "Second item", "rating": 2.0, "label": 0}]
+prompt = query.render(history=history) + document.render(candidate="Third item")
+"""
+_READ = """\
+words, fit = scoring["labels"], scoring["calibration"]
+log_odds = float(logits[words["positive"]["id"]] - logits[words["negative"]["id"]])
+print(1 / (1 + math.exp(-(log_odds / fit["temperature"] + fit["offset"]))))
+"""
+_MERGED = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+logits = model(**tokenizer(prompt, return_tensors="pt"), logits_to_keep=1).logits[0, -1].detach().float()
+"""
+_PEFT = """
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
+logits = model(**tokenizer(prompt, return_tensors="pt"), logits_to_keep=1).logits[0, -1].detach().float()
+"""
+_CROSS = """
+import torch
+from sentence_transformers import CrossEncoder
+
+model = CrossEncoder(folder)
+pair = (query.render(history=history), document.render(candidate="Third item"))
+(log_odds,) = model.predict([pair], activation_fn=torch.nn.Identity())
+fit = scoring["calibration"]
+print(1 / (1 + math.exp(-(float(log_odds) + fit["offset"]))))
+"""
+
+
+def _python(*parts: str) -> str:
+    return "```python\n" + "".join(parts) + "```\n"
+
+
+def call_of(target: Target, run: OpenRun, scoring: dict[str, Any]) -> str:
+    """The section of a model card that says how to call the export."""
+    if target.name == ADAPTER:
+        own = "```python\nfrom rectune import Recommender\n\nRecommender.load(FOLDER).rank(history, candidates)\n```\n"
+        added = run.config.prior != "none" or bool(run.settings.blend)
+        if added:
+            return own + "\nWithout rectune a prior or baselines that join the answer would be missing."
+        return f"{own}\nor with PEFT alone:\n\n{_python(_WRITE, _PEFT, _READ)}"
+    if target.name == CLASSIFIER:
+        offset = json.dumps(scoring["vllm"]["pooler_config"])
+        return (
+            _python(_WRITE, _CROSS)
+            + "\n`model.rank(query, documents)` ranks a user's candidates; the order needs no offset. In vLLM (not run "
+            f"here): `vllm serve FOLDER --runner pooling --pooler-config '{offset}'`, then `/score` or `/rerank` with "
+            "the written query as query and the written documents as documents. Both apply the sigmoid themselves."
+        )
+    note = "\nThe weights are in 4 bits (bitsandbytes NF4), which `config.json` says.\n" * (target.name == MERGED_4BIT)
+    return _python(_WRITE, _MERGED, _READ) + note

@@ -1,0 +1,79 @@
+"""The stage from a run folder to an export: refused before work starts, or checked before it bears its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rectune.errors import ConfigError
+from rectune.export.card import write_card
+from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
+from rectune.export.pairs import pairs_of
+from rectune.export.prompt_template import template_of
+from rectune.export.scoring_file import FILE_NAME, write_scoring
+from rectune.export.targets import ADAPTER, CLASSIFIER, MERGED, TARGETS, check_target, writes_rates
+from rectune.files import atomic_folder
+from rectune.score.open_run import open_run, run_config
+from rectune.score.settings import RATES, load_settings
+
+Say = Callable[[str], None]
+
+_MAKE = {ADAPTER: export_adapter, MERGED: export_merged, CLASSIFIER: export_classifier}
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to put an export where something else is.
+
+    Raises:
+        ConfigError: the folder holds other files.
+    """
+    if output.exists() and not (output.is_dir() and ((output / FILE_NAME).is_file() or not any(output.iterdir()))):
+        raise ConfigError(f"--output: {output} is there and is no export of rectune; choose another folder")
+
+
+def export(folder: Path, overrides: list[str], to: str, output: Path | None, say: Say) -> Path:
+    """Export a run, check it, and only then give it its name.
+
+    Args:
+        folder: a run folder, or one of its checkpoints.
+        overrides: `key=value` strings, for keys that do not change the prompt.
+        to: a name of `TARGETS`.
+        output: the folder to write; None is RUN/export/TARGET.
+        say: prints one line.
+
+    Returns:
+        The folder written: the export, `scoring.json` and a model card.
+
+    Raises:
+        ConfigError: the form cannot say what the run's answers are made of, or the output holds something else.
+        ModelError: a part of the run is missing or damaged, or the export does not answer as the run does; nothing is
+            left behind then.
+    """
+    target = TARGETS[to]
+    output = output or folder / "export" / to
+    settings = load_settings(folder)
+    check_target(target, settings.config(run_config(folder, overrides)), settings)
+    _check_output(output)
+    run = open_run(folder, overrides, say)
+    template = template_of(run.prompts)
+    pairs = pairs_of(run, template, say)
+    say(
+        f"pairs: {len(pairs.texts)} {pairs.origin}, {pairs.tied} of them about events that share their moment with "
+        "others"
+    )
+    marked = int(pairs.marked.sum())
+    if marked:
+        say(
+            f"pairs: {marked} hold a special token in a title, which a client's tokenizer takes for the real one and "
+            "rectune does not; they are left out of the comparison"
+        )
+    trained = ask_trained(run, run.model, pairs)
+    with atomic_folder(output) as temporary:
+        parity = _MAKE[to](run, temporary, pairs, trained, say)
+        if writes_rates(run.config) and settings.rates is not None:
+            (temporary / RATES).write_bytes(settings.rates)
+        scoring = write_scoring(temporary, run, template, target, parity)
+        write_card(temporary, run, target, scoring)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    say(f"written: {output} ({size / 2**20:,.1f} MiB)")
+    return output
