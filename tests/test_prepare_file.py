@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,18 @@ def test_an_odd_table_goes_to_a_trained_model_with_one_prepare_and_one_train(
     assert trained.code == 0, trained.err
     assert (tmp_path / "output/verkauf" / ADAPTER_FILE).is_file()
     assert "used as it is" in trained.out
+
+
+def test_titles_that_end_in_years_are_films_and_the_next_command_can_be_pasted(
+    rectune: Callable[..., Ended], tmp_path: Path, tiny_qwen3: Path
+) -> None:
+    rows = [f"u{user},i{item},{item % 5 + 1},{item},Heat {item} (1995)" for user in range(6) for item in range(12)]
+    (tmp_path / "my log.csv").write_text("user,item,rating,time,title\n" + "\n".join(rows) + "\n")
+    said = rectune("prepare", "my log.csv", f"model_name_or_path={tiny_qwen3}", *SMALL).out
+    assert "proposed: prompt_domain films, item_text '{name}'" in said
+    command = next(line for line in said.splitlines() if line.startswith("next: ")).split("   ")[0]
+    assert shlex.split(command) == ["next:", "rectune", "train", "data/my log.yaml"]
+    assert "#   rectune train 'data/my log.yaml'  " in (tmp_path / "data/my log.yaml").read_text()
 
 
 def test_the_same_options_write_the_same_configuration_and_a_changed_one_is_left_alone(

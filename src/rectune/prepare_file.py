@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -110,8 +111,10 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
         if histories.min_history is not None:
             settings["min_history"] = histories.min_history
         say(f"proposed: history_len {histories.history_len}: {histories.why}")
-    settings["prompt_domain"] = _domain(file, events.names + (items.names if items is not None else []))
-    settings["item_text"] = _item_text(read.catalog)
+    dated = _titles_end_in_years(read.catalog)
+    names = events.names + (items.names if items is not None else [])
+    settings["prompt_domain"] = _domain(file, names, "films" if dated else "products")
+    settings["item_text"] = "{name}" if dated else "title"  # without its year, half of a film title's tokens
     say(f"proposed: prompt_domain {settings['prompt_domain']}, item_text {settings['item_text']!r}")
     if purchases and "history_shows" not in own:
         settings["history_shows"] = "label"
@@ -136,7 +139,8 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
             + ("" if purchases else " (--label COLUMN or --rating COLUMN)")
         )
     else:
-        say(f"next: rectune train {target}   (before it: rectune inspect {target} --show-examples 1)")
+        typed = quote(str(target))
+        say(f"next: rectune train {typed}   (before it: rectune inspect {typed} --show-examples 1)")
     return target
 
 
@@ -197,16 +201,16 @@ def _machine() -> tuple[str, str]:
     return (_CUDA, f"there is a CUDA device ({reason})") if device.type == "cuda" else (_CPU, reason)
 
 
-def _domain(file: Path, names: list[str]) -> str:
-    """Which shipped texts fit, by the words in the names of the file and its columns; products where none does."""
+def _domain(file: Path, names: list[str], otherwise: str) -> str:
+    """Which shipped texts fit, by the words in the names of the file and its columns."""
     text = " ".join([file.name, *names]).lower()
-    return next((domain for domain, words in _DOMAINS.items() if any(word in text for word in words)), "products")
+    return next((domain for domain, words in _DOMAINS.items() if any(word in text for word in words)), otherwise)
 
 
-def _item_text(catalog: pl.DataFrame) -> str:
-    """The title; without its year where most titles end in one, which saves half of a film title's tokens."""
+def _titles_end_in_years(catalog: pl.DataFrame) -> bool:
+    """Whether most titles end in a year in brackets, as films' do."""
     years = catalog[c.TITLE].str.contains(r"\((19|20)\d\d\)\s*$").mean()
-    return "{name}" if isinstance(years, float) and years > 0.5 else "title"
+    return isinstance(years, float) and years > 0.5
 
 
 def _cutoff(config: Config, read: Source, rows: pl.DataFrame, most: int, say: Say) -> tuple[int, str]:
@@ -270,7 +274,7 @@ def _text(values: dict[str, Any], target: Path, file: Path, base: str, machine: 
         [
             f"# {file.name}, as `rectune prepare` found it.",
             "#",
-            f"#   rectune train {target}      then  rectune evaluate {values['output_dir']}",
+            f"#   rectune train {quote(str(target))}      then  rectune evaluate {quote(str(values['output_dir']))}",
             "#",
             f"# item_text may be a template over {attributes}.",
             "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -182,7 +183,7 @@ def _told(
     plots = write_plots(study, lines, bool(found["importances"]))
     say(f"files: {study.folder}{f', pictures in {plots.name}' if plots else ''}")
     if best is not None:
-        say(f"train the best settings: rectune train {study.folder / 'best.yaml'}")
+        say(f"train the best settings: rectune train {quote(str(study.folder / 'best.yaml'))}")
     if done < trials:
         left = f"{done} of {trials} trials are done; the same command goes on"
         if interrupted:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -173,7 +174,7 @@ def write_files(study: SweepStudy, found: dict[str, Any]) -> None:
     if best is not None:
         head = (
             f"# Best of {len(study.finished())} trials of a sweep: {study.metric} {best.value:.4f} on validation "
-            f"(trial {best.number}).\n#\n#   rectune train {study.folder / BEST_CONFIG}\n\n"
+            f"(trial {best.number}).\n#\n#   rectune train {quote(str(study.folder / BEST_CONFIG))}\n\n"
         )
         write_text(study.folder / BEST_CONFIG, head + best_config(study.config, best.values).to_yaml())
 

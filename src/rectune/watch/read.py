@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import psutil
@@ -148,7 +149,7 @@ def standing(status: Mapping[str, Any], folder: Path, now: float, host: str) -> 
         host: name of this machine.
     """
     state, message = str(status.get("state")), str(status.get("message") or "")
-    resume = f"go on with: rectune train {folder} --resume"
+    resume = f"go on with: rectune train {quote(str(folder))} --resume"
     if state == "finished":
         return state, message
     if state in ("stopped", "failed"):
@@ -215,7 +216,10 @@ def read_run(folder: Path) -> RunView:
     elif (folder / "log_history.json").is_file():
         state, message, last = "finished", "", step
     else:
-        state, message = "silent", f"it left no {STATUS}; if it is gone, go on with: rectune train {folder} --resume"
+        state, message = (
+            "silent",
+            f"it left no {STATUS}; if it is gone, go on with: rectune train {quote(str(folder))} --resume",
+        )
     config = _config_of(folder)
     diagnosis = _json_of(logs / "diagnosis.json")
     return RunView(
