@@ -53,7 +53,7 @@ def _acquire(file: Path, say: Say) -> int:
 
 
 @contextmanager
-def run_lock(run: Path, say: Say = print) -> Iterator[None]:
+def run_lock(run: Path, say: Say = print, key: str = "output_dir") -> Iterator[None]:
     """Hold a run folder, so that no second process trains in it.
 
     The system lets go of the lock when its process ends, however it ends: a file left behind by a killed one stops
@@ -62,13 +62,14 @@ def run_lock(run: Path, say: Say = print) -> Iterator[None]:
     Args:
         run: the folder.
         say: prints one line, where the file system has no locks.
+        key: what messages name: the key that says where the folder lies.
 
     Raises:
         ConfigError: another process holds it, or it is no folder.
         ResourceError: it cannot be written to.
     """
     if run.exists() and not run.is_dir():
-        raise ConfigError(f"output_dir: {run} is a file; name a folder for the run")
+        raise ConfigError(f"{key}: {run} is a file; name a folder for the run")
     made = not run.exists()
     file = run / NAME
     try:
@@ -78,8 +79,8 @@ def run_lock(run: Path, say: Say = print) -> Iterator[None]:
     except BlockingIOError as error:
         holder = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         raise ConfigError(
-            f"output_dir: {run} is in use by another rectune{f' (process {holder})' if holder else ''}; wait for it or "
-            "stop it, or set output_dir=OTHER"
+            f"{key}: {run} is in use by another rectune{f' (process {holder})' if holder else ''}; wait for it or "
+            f"stop it, or set {key}=OTHER"
         ) from error
     try:
         with suppress(OSError):  # only told to others; on a full disk the run itself will say so

@@ -7,9 +7,10 @@ The program itself reads the Parquet files; these are for people and for other t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,11 +18,35 @@ import polars as pl
 from rectune import wording
 from rectune.config import Config
 from rectune.data import columns as c
-from rectune.data.folder import EVAL_JSON, TRAIN_JSON, history_slices
+from rectune.data.folder import EVAL_JSON, TEST_RAW, TRAIN_JSON, history_slices
 
 _BATCH = 4096
 # Escapes only what JSON must have escaped, so that titles stay readable.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+JSON_FILES = {TRAIN_JSON: c.TRAIN, EVAL_JSON: c.VALIDATION, TEST_RAW: c.TEST}
+"""The split of each file."""
+SEPARATORS = {TRAIN_JSON: ",\n", EVAL_JSON: ",\n", TEST_RAW: "\n"}
+"""What stands between two records."""
+
+
+class ItemWords(NamedTuple):
+    """What the items of a catalog are called, by their ids.
+
+    Attributes:
+        texts: in prompts.
+        titles: their titles.
+    """
+
+    texts: dict[str, str]
+    titles: dict[str, str]
+
+    @classmethod
+    def of(cls, catalog: pl.DataFrame, config: Config) -> ItemWords:
+        """Those of a configuration's prompts."""
+        titles = dict(catalog.select(c.ITEM_ID, c.TITLE).iter_rows())
+        return cls(wording.item_texts(catalog, config.item_text), titles)
 
 
 class Records:
@@ -31,7 +56,7 @@ class Records:
     with the number of records.
     """
 
-    def __init__(self, events: pl.DataFrame, catalog: pl.DataFrame, config: Config) -> None:
+    def __init__(self, events: pl.DataFrame, words: ItemWords, config: Config) -> None:
         self.config = config
         self.events = events
         self.texts = wording.texts_for(config)
@@ -42,13 +67,11 @@ class Records:
         kinds = events.select(shown).unique(maintain_order=True).with_row_index("kind")
         codes = events.select(shown).join(kinds, on=shown, how="left", maintain_order="left", nulls_equal=True)
         self.kinds: np.ndarray = codes["kind"].to_numpy()
-        item_texts = wording.item_texts(catalog, config.item_text)
-        titles = dict(catalog.select(c.ITEM_ID, c.TITLE).iter_rows())
         self.items: list[str] = kinds[c.ITEM_ID].to_list()
         self.ratings: list[float | None] = kinds[c.RATING].to_list()
         self.labels: list[int] = kinds[c.LABEL].to_list()
-        self.item_texts = [item_texts[item] for item in self.items]
-        self.titles = [titles[item] for item in self.items]
+        self.item_texts = [words.texts[item] for item in self.items]
+        self.titles = [words.titles[item] for item in self.items]
         self.lines: list[dict[int, str]] = [{} for _ in range(config.history_len)]
 
     def _history_lines(self, kinds: list[int]) -> list[str]:
@@ -74,6 +97,11 @@ class Records:
     def rows_of(self, split: str) -> np.ndarray:
         """The row indices of a split, in the order of the events."""
         return (self.events[c.SPLIT] == split).arg_true().to_numpy()
+
+    def of_file(self, name: str) -> Iterator[str]:
+        """The records of one of `JSON_FILES`."""
+        rows = self.rows_of(JSON_FILES[name])
+        return self.raw(rows) if name == TEST_RAW else self.alpaca(rows)
 
     def alpaca(self, rows: np.ndarray) -> Iterator[str]:
         """One Alpaca record per row: instruction, input, output, system, history."""
@@ -132,6 +160,30 @@ def write_json_lines(path: Path, records: Iterator[str]) -> None:
             stream.write("\n".join(batch) + "\n")
 
 
+def write_fragment(path: Path, records: Iterator[str], separator: str) -> None:
+    """Write records with a separator between two, and nothing around them, for `join_fragments`."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        before = ""
+        for batch in _batches(records):
+            stream.write(before + separator.join(batch))
+            before = separator
+
+
+def join_fragments(path: Path, fragments: Iterable[Path], name: str) -> None:
+    """Put the fragments of a file together, as `write_json_list` or `write_json_lines` would have written it."""
+    lines = name == TEST_RAW
+    with path.open("wb") as stream:
+        stream.write(b"" if lines else b"[")
+        before = "" if lines else "\n"
+        for fragment in fragments:
+            if fragment.stat().st_size:
+                stream.write(before.encode())
+                with fragment.open("rb") as part:
+                    shutil.copyfileobj(part, stream, 1 << 20)
+                before = SEPARATORS[name]
+        stream.write(before.encode() if lines else b"\n]\n")
+
+
 def _batches(records: Iterator[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     for record in records:
@@ -143,8 +195,8 @@ def _batches(records: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def dataset_info(name: str) -> dict[str, Any]:
-    """LLaMA-Factory's registry (its data/README.md) for the two Alpaca files."""
+def dataset_info(name: str, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """LLaMA-Factory's registry (its data/README.md) for the two Alpaca files, or those of them that are there."""
     mapping = {
         "prompt": "instruction",
         "query": "input",
@@ -155,4 +207,5 @@ def dataset_info(name: str) -> dict[str, Any]:
     return {
         f"{name}_{part}": {"file_name": file, "formatting": "alpaca", "columns": mapping}
         for part, file in (("train", TRAIN_JSON), ("eval", EVAL_JSON))
+        if file not in left_out
     }

@@ -33,6 +33,7 @@ NOT_UTF8 = "not UTF-8 text"
 
 REJECTS_SCHEMA = {c.FILE: pl.String, c.LINE: pl.UInt32, c.REASON: pl.String, c.TEXT: pl.String}
 CATALOG_SCHEMA = {c.ITEM_ID: pl.String, c.TITLE: pl.String, c.GENRES: pl.String, c.YEAR: pl.Int64}
+NO_ROW = "the file is empty or holds no row; fetch or unpack it again"
 FIELDS = ("userId", "movieId", "rating", "timestamp")
 
 _BLOCK = 64 << 20
@@ -98,19 +99,8 @@ HALF = Allowed()
 """What is allowed as a rule."""
 
 
-def line_blocks(stream: BinaryIO, encoding: str = "utf-8", block: int = _BLOCK) -> Iterator[pl.DataFrame]:
-    """Read a text file as frames of lines, a block at a time.
-
-    Args:
-        stream: the file, opened for bytes.
-        encoding: how its text is written; bytes that do not fit become U+FFFD.
-        block: bytes to read at a time; a line is never divided.
-
-    Yields:
-        line (UInt32, 1-based), text (without line end), and whole (Boolean: the line has a line end). A byte
-        order mark and blank lines are left out, and blank lines are still counted.
-    """
-    line = 1
+def whole_lines(stream: BinaryIO, block: int = _BLOCK) -> Iterator[bytes]:
+    """The rest of a file in pieces of about `block` bytes; a line is never divided, the last may have no line end."""
     rest = b""
     while True:
         chunk = stream.read(block)
@@ -118,19 +108,42 @@ def line_blocks(stream: BinaryIO, encoding: str = "utf-8", block: int = _BLOCK) 
         end = data.rfind(b"\n") + 1 if chunk else len(data)
         rest = data[end:]
         if end:
-            whole = data[end - 1 : end] == b"\n"
-            text = data[: end - 1 if whole else end].decode(encoding, errors="replace")
-            if line == 1:
-                text = text.removeprefix("\ufeff")
-            texts = pl.Series(c.TEXT, [text]).str.split("\n").explode().str.strip_chars_end("\r")
-            frame = texts.to_frame().with_row_index(c.LINE, offset=line)
-            line += frame.height
-            yield frame.with_columns(
-                pl.col(c.LINE).cast(pl.UInt32),
-                pl.lit(True).alias("whole") if whole else (pl.int_range(pl.len()) < pl.len() - 1).alias("whole"),
-            ).filter(pl.col(c.TEXT).str.strip_chars() != "")
+            yield data[:end]
         if not chunk:
             return
+
+
+def lines_of(data: bytes, line: int, encoding: str = "utf-8") -> tuple[pl.DataFrame, int]:
+    """Whole lines as a frame.
+
+    Args:
+        data: the lines, at least one.
+        line: the number of the first.
+        encoding: how the text is written; bytes that do not fit become U+FFFD.
+
+    Returns:
+        line (UInt32, 1-based), text (without line end), and whole (Boolean: the line has a line end); and the number of
+        the line behind them. A byte order mark and blank lines are left out, and blank lines are still counted.
+    """
+    whole = data[-1:] == b"\n"
+    text = data[: -1 if whole else None].decode(encoding, errors="replace")
+    if line == 1:
+        text = text.removeprefix("\ufeff")
+    texts = pl.Series(c.TEXT, [text]).str.split("\n").explode().str.strip_chars_end("\r")
+    frame = texts.to_frame().with_row_index(c.LINE, offset=line)
+    marked = frame.with_columns(
+        pl.col(c.LINE).cast(pl.UInt32),
+        pl.lit(True).alias("whole") if whole else (pl.int_range(pl.len()) < pl.len() - 1).alias("whole"),
+    )
+    return marked.filter(pl.col(c.TEXT).str.strip_chars() != ""), line + frame.height
+
+
+def line_blocks(stream: BinaryIO, encoding: str = "utf-8", block: int = _BLOCK) -> Iterator[pl.DataFrame]:
+    """Read a text file as frames of lines, about `block` bytes at a time, see `lines_of`."""
+    line = 1
+    for data in whole_lines(stream, block):
+        frame, line = lines_of(data, line, encoding)
+        yield frame
 
 
 def check_header(header: Sequence[str], wanted: Sequence[str], file: str) -> list[int]:
@@ -158,7 +171,9 @@ def _number(name: str, kind: type[pl.Int64] | type[pl.Float64]) -> pl.Expr:
     return pl.col(name).str.strip_chars(' \t"').cast(kind, strict=False)
 
 
-def _parse(block: pl.DataFrame, separator: str, places: Sequence[int], width: int, known: pl.Series) -> pl.DataFrame:
+def parse_ratings(
+    block: pl.DataFrame, separator: str, places: Sequence[int], width: int, known: pl.Series
+) -> pl.DataFrame:
     """Take the lines of one block apart: typed columns, and the reason where a row is unusable."""
     parts = pl.col(c.TEXT).str.split_exact(separator, width - 1).struct
     raw = {name: parts.field(f"field_{place}").alias(name) for name, place in zip(FIELDS, places, strict=True)}
@@ -221,26 +236,36 @@ def clean_ratings(
             names = block[c.TEXT][0].split(separator)
             places, width = check_header(names, FIELDS, file), len(names)
             rows, header = block.slice(1), False
-        frames.append(_parse(rows, separator, places, width, known))
+        frames.append(parse_ratings(rows, separator, places, width, known))
     if not frames or not any(frame.height for frame in frames):
-        raise DataError(f"{file}: the file is empty or holds no row; fetch or unpack it again")
-    rows = _mark_cut_timestamp(pl.concat(frames))
+        raise DataError(f"{file}: {NO_ROW}")
+    rows = pl.concat(frames)
+    rows = mark_cut_timestamp(rows, rows[c.TIMESTAMP][:-1].min())
     usable = pl.col(c.REASON).is_null()
     again = ~pl.struct(c.USER_ID, c.ITEM_ID, c.TIMESTAMP).is_first_distinct()
     good = rows.filter(usable).with_columns(pl.when(again).then(pl.lit(DUPLICATE)).alias(c.REASON))
     bad = pl.concat([rows.filter(~usable), good.filter(~usable)])
     rejects = _rejects(bad, file)
-    check_rejects(rejects, rows.height, file, "columns " + ", ".join(FIELDS) + f" divided by {separator!r}", allowed)
+    check_rejects(rejects, rows.height, file, expected_of(separator), allowed)
     interactions = good.filter(usable).select(
         pl.col(c.USER_ID).cast(pl.String), pl.col(c.ITEM_ID).cast(pl.String), c.RATING, c.TIMESTAMP
     )
     return Cleaned(interactions, rejects)
 
 
-def _mark_cut_timestamp(rows: pl.DataFrame) -> pl.DataFrame:
-    """Reject a last line that has all its fields but lost the end of its timestamp."""
+def expected_of(separator: str) -> str:
+    """What a row of ratings should be, in words."""
+    return "columns " + ", ".join(FIELDS) + f" divided by {separator!r}"
+
+
+def mark_cut_timestamp(rows: pl.DataFrame, earliest: object) -> pl.DataFrame:
+    """Reject a last line that has all its fields but lost the end of its timestamp.
+
+    Args:
+        rows: parsed; the last is the file's last.
+        earliest: the earliest time of all rows of the file but the last.
+    """
     last = rows.row(-1, named=True)
-    earliest = rows[c.TIMESTAMP][:-1].min()
     if last["whole"] or last[c.REASON] is not None or not isinstance(earliest, int):
         return rows
     if last[c.TIMESTAMP] * _CUT_FACTOR >= earliest:

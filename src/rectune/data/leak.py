@@ -34,17 +34,6 @@ class Cold(NamedTuple):
     items: int
 
 
-def leak_share(events: pl.DataFrame) -> float | None:
-    """Share of test events for which train holds a later event; None without test or train events."""
-    test = events.filter(pl.col(c.SPLIT) == c.TEST)
-    last_train = events.filter(pl.col(c.SPLIT) == c.TRAIN)[c.TIMESTAMP].max()
-    if test.is_empty() or last_train is None:
-        return None
-    # A user's own train events are never later than the user's test events, so these are of other users; but for a
-    # split of the data's own, see `own_leak`.
-    return float(test.select((pl.col(c.TIMESTAMP) < last_train).sum()).item()) / test.height
-
-
 class OwnLeak(NamedTuple):
     """What a split of the data's own may let a user's events see of each other.
 
@@ -73,45 +62,47 @@ def own_leak(events: pl.DataFrame) -> OwnLeak:
     return OwnLeak(*found.row(0))
 
 
-def cold(events: pl.DataFrame) -> Cold:
-    """How many test events are of cold users and about cold items.
+class Leak(NamedTuple):
+    """What `leak_note` tells.
 
-    Args:
-        events: user_id, item_id, split of all events.
+    Attributes:
+        share: of the test events, for which train holds a later event; None without test or train events. But for a
+            split of the data's own these are of other users, since a user's own train events are never later.
+        cold, own: see there.
+        trained: all train events.
     """
-    test = events.filter(pl.col(c.SPLIT) == c.TEST)
-    known = events.filter(pl.col(c.SPLIT).is_in([c.WARMUP, c.TRAIN]))
-    users, items = (test.join(known, on=key, how="anti").height for key in (c.USER_ID, c.ITEM_ID))
-    return Cold(test.height, users, items)
+
+    share: float | None
+    cold: Cold
+    own: OwnLeak
+    trained: int
 
 
-def leak_note(events: pl.DataFrame, split: str = TIMELINE) -> str:
+def leak_note(leak: Leak, split: str = TIMELINE) -> str:
     """One sentence: what this split lets the training see of the future, and how cold its test is.
 
     Args:
-        events: all events.
-        split: how they were split, a key of SPLIT_BY.
+        leak: what was counted.
+        split: how the events were split, a key of SPLIT_BY.
     """
-    share, found = leak_share(events), cold(events)
+    share, own, tests = leak.share, leak.own, leak.cold.test
     if share is None:
         seen = "there are no train events, so nothing of the future is seen"
     elif split == GLOBAL_TIME:
         seen = "no warm-up or train event is as late as any validation or test event, so nothing of the future is seen"
     elif split == COLUMN:
-        own, trained = own_leak(events), events.filter(pl.col(c.SPLIT) == c.TRAIN).height
-        tests = events.filter(pl.col(c.SPLIT) == c.TEST).height
         seen = (
             f"{share:.1%} of the test events have train events after them in time, {own.before:,} "
-            f"({own.before / tests:.1%}) of their own user; {own.shown:,} of {trained:,} train events "
-            f"({own.shown / trained:.1%}) come after a validation or test event of their user, whose outcome their "
-            "histories show"
+            f"({own.before / tests:.1%}) of their own user; {own.shown:,} of {leak.trained:,} train events "
+            f"({own.shown / leak.trained:.1%}) come after a validation or test event of their user, whose outcome "
+            "their histories show"
         )
     else:
         seen = (
             "no event sees its own user's future, but other users' later events are in train: "
             f"{share:.1%} of the test events have train events after them in time"
         )
-    return f"Split by {SPLIT_BY[split]}: {seen}; {_cold_words(found)}."
+    return f"Split by {SPLIT_BY[split]}: {seen}; {_cold_words(leak.cold)}."
 
 
 def _cold_words(found: Cold) -> str:

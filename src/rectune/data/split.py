@@ -19,7 +19,8 @@ TIMELINE, GLOBAL_TIME, LEAVE_ONE_OUT, COLUMN = "timeline", "global_time", "leave
 # Shares such as 0.1 are not exact in binary: without this, 0.29 of 100 rows would be 28.
 _ROUNDING = 1e-9
 _ORDER = "_order"
-_COUNT = "_count"
+COUNT = "_count"
+"""Column beside events or users: how many events the user has."""
 _FIRST = "_first"
 
 
@@ -114,35 +115,15 @@ def timeline(
         history_len = 0
     whole = interactions.height
     if max_per_user is not None:
-        interactions = _last(interactions, max_per_user)
-    counts = interactions.group_by(c.USER_ID).agg(pl.len().alias(_COUNT))
-    eligible = counts.filter(pl.col(_COUNT) > history_len)
-    if eligible.is_empty():
-        longest = max(counts[_COUNT].to_list(), default=0)
-        raise DataError(
-            f"history_len: {history_len} warm-up events leave nothing to predict, since the busiest user has "
-            f"{longest} events; choose a smaller history_len or a dataset with longer histories"
-        )
-    kept = eligible
-    if max_users is not None and max_users < eligible.height:
-        drawn = sorted(eligible[c.USER_ID].to_list(), key=lambda user: _draw_key(user, seed))[:max_users]
-        kept = eligible.filter(pl.col(c.USER_ID).is_in(drawn))
-    events = _ordered(interactions.join(kept, on=c.USER_ID, how="inner", maintain_order="left"))
+        interactions = last_of_each(interactions, max_per_user)
+    counts = interactions.group_by(c.USER_ID).agg(pl.len().alias(COUNT))
+    eligible, kept = users_kept(counts, history_len, max_users, seed)
+    events = ordered(interactions.join(kept, on=c.USER_ID, how="inner", maintain_order="left"))
     cuts = None
     if split == GLOBAL_TIME:
-        cuts = _cuts(events, history_len, test_ratio, validation_ratio)
-        names = _by_moment(cuts, history_len)
-    elif split == LEAVE_ONE_OUT:
-        names = _by_place(history_len, pl.lit(1), pl.lit(1))
-    elif split == TIMELINE:
-        usable = pl.col(_COUNT).cast(pl.Int64) - history_len
-        names = _by_place(history_len, _share(usable, test_ratio), _share(usable, validation_ratio))
-    elif split == COLUMN:
-        names = pl.col(c.SPLIT)
-    else:
-        raise ValueError(f"split: got {split!r}, allowed: {TIMELINE}, {GLOBAL_TIME}, {LEAVE_ONE_OUT}, {COLUMN}")
-    events = events.with_columns(names.alias(c.SPLIT))
-    eligible_events = int(eligible[_COUNT].sum())
+        cuts = cuts_of(moments_of(events, history_len), history_len, test_ratio, validation_ratio)
+    events = events.with_columns(split_of_each(split, history_len, test_ratio, validation_ratio, cuts).alias(c.SPLIT))
+    eligible_events = int(eligible[COUNT].sum())
     return Timeline(
         events=events.select(
             c.USER_ID,
@@ -164,7 +145,44 @@ def timeline(
     )
 
 
-def _last(interactions: pl.DataFrame, most: int) -> pl.DataFrame:
+def users_kept(
+    counts: pl.DataFrame, history_len: int, max_users: int | None, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Of users and their numbers of events those with enough, and of these the ones drawn: see `timeline`.
+
+    Raises:
+        DataError: no user has more than `history_len`.
+    """
+    eligible = counts.filter(pl.col(COUNT) > history_len)
+    if eligible.is_empty():
+        longest = max(counts[COUNT].to_list(), default=0)
+        raise DataError(
+            f"history_len: {history_len} warm-up events leave nothing to predict, since the busiest user has "
+            f"{longest} events; choose a smaller history_len or a dataset with longer histories"
+        )
+    if max_users is None or max_users >= eligible.height:
+        return eligible, eligible
+    drawn = sorted(eligible[c.USER_ID].to_list(), key=lambda user: _draw_key(user, seed))[:max_users]
+    return eligible, eligible.filter(pl.col(c.USER_ID).is_in(drawn))
+
+
+def split_of_each(
+    split: str, history_len: int, test_ratio: float, validation_ratio: float, cuts: Cuts | None
+) -> pl.Expr:
+    """The split of each of the `ordered` events, beside which stands the number of its user's: see `timeline`."""
+    if split == GLOBAL_TIME and cuts is not None:
+        return _by_moment(cuts, history_len)
+    if split == LEAVE_ONE_OUT:
+        return _by_place(history_len, pl.lit(1), pl.lit(1))
+    if split == TIMELINE:
+        usable = pl.col(COUNT).cast(pl.Int64) - history_len
+        return _by_place(history_len, _share(usable, test_ratio), _share(usable, validation_ratio))
+    if split == COLUMN:
+        return pl.col(c.SPLIT)
+    raise ValueError(f"split: got {split!r}, allowed: {TIMELINE}, {GLOBAL_TIME}, {LEAVE_ONE_OUT}, {COLUMN}")
+
+
+def last_of_each(interactions: pl.DataFrame, most: int) -> pl.DataFrame:
     """Each user's last interactions in time, at most so many, in the order of the file."""
     row = pl.int_range(pl.len(), dtype=pl.Int64)
     place = pl.struct(c.TIMESTAMP, row).rank("ordinal", descending=True).over(c.USER_ID)
@@ -176,7 +194,7 @@ def _draw_key(user: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{user}".encode()).digest()
 
 
-def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
+def ordered(interactions: pl.DataFrame) -> pl.DataFrame:
     """Sort by user, time and file order; add row_id, position and history_end."""
     numeric = pl.col(c.USER_ID).cast(pl.Int64, strict=False)
     all_numeric = interactions.select(numeric.is_not_null().all()).item()
@@ -196,7 +214,7 @@ def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
 
 def _by_place(history_len: int, tests: pl.Expr, validations: pl.Expr) -> pl.Expr:
     """The split of each event by its position and how many of its user's last events are test and validation."""
-    from_end = pl.col(_COUNT).cast(pl.Int64) - 1 - pl.col(c.POSITION)
+    from_end = pl.col(COUNT).cast(pl.Int64) - 1 - pl.col(c.POSITION)
     return (
         pl.when(pl.col(c.POSITION) < history_len)
         .then(pl.lit(c.WARMUP))
@@ -225,28 +243,36 @@ def _by_moment(cuts: Cuts, history_len: int) -> pl.Expr:
     )
 
 
-def _cuts(events: pl.DataFrame, history_len: int, test_ratio: float, validation_ratio: float) -> Cuts:
-    """The moments of `global_time`.
+def moments_of(events: pl.DataFrame, history_len: int) -> pl.DataFrame:
+    """The timestamps of usable events, ascending, and how many there are of each (len)."""
+    usable = events.filter(pl.col(c.POSITION) >= history_len)
+    return usable.group_by(c.TIMESTAMP).len().sort(c.TIMESTAMP)
+
+
+def cuts_of(moments: pl.DataFrame, history_len: int, test_ratio: float, validation_ratio: float) -> Cuts:
+    """The moments at which `global_time` cuts.
+
+    Args:
+        moments: those of all usable events, as `moments_of` gives them.
 
     Raises:
         DataError: the usable events are of fewer than three moments.
     """
-    usable = events.filter(pl.col(c.POSITION) >= history_len)
-    moments = usable.group_by(c.TIMESTAMP).len().sort(c.TIMESTAMP)
     if moments.height < 3:
         raise DataError(
             "split: global_time needs events of at least three timestamps, one each for train, validation and test, "
             f"but those behind their users' first {history_len} have {moments.height}; use split=timeline or a smaller "
             "history_len"
         )
+    usable = int(moments["len"].sum())
     # How many usable events are at or after each moment.
     after = moments["len"].cast(pl.Int64).cum_sum(reverse=True).to_numpy()
-    test = _nearest(after, 2, 0, usable.height * test_ratio)
-    validation = _nearest(after[:test], 1, int(after[test]), usable.height * validation_ratio)
+    test = _nearest(after, 2, 0, usable * test_ratio)
+    validation = _nearest(after[:test], 1, int(after[test]), usable * validation_ratio)
     return Cuts(
         int(moments[c.TIMESTAMP][validation]),
         int(moments[c.TIMESTAMP][test]),
-        usable.height,
+        usable,
         int(after[validation] - after[test]),
         int(after[test]),
     )

@@ -36,7 +36,7 @@ GROUPS = (
         (
             "output_dir", "dataset_dir", "preprocessing_cache_dir", "scoring_memory_gib", "per_device_eval_batch_size",
             "max_test_samples", "save_steps", "save_total_limit", "logging_steps", "gen_eval_samples", "baselines",
-            "report_to", "blend", "sweep", "max_rejects", "panel_samples",
+            "report_to", "blend", "sweep", "max_rejects", "panel_samples", "part_rows", "json_files",
         ),
     ),
     Group("free", "its content is held against the checkpoint's data hash", (

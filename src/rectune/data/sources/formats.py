@@ -12,6 +12,7 @@ from rectune.config_classify import CLASSIFY
 from rectune.data.clean import Allowed
 from rectune.data.download import MOVIELENS_NAMES, movielens_zip
 from rectune.data.sources import labelled_text, movielens
+from rectune.data.sources.blocks import Blocks
 from rectune.data.sources.source import Source
 from rectune.data.sources.table import read_table, table_files
 from rectune.data.sources.table_file import SUFFIXES, is_table
@@ -41,6 +42,8 @@ class Format(NamedTuple):
         recognises: whether a path, a file or a folder, looks like one.
         files: the files that are read, whose content decides whether a prepared folder is still good.
         read: reads them.
+        blocks: the same for reading so many rows at a time; None where there are no more than that. A format without
+            is read whole.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Format(NamedTuple):
     recognises: Callable[[Path], bool]
     files: Callable[[Config, Path], list[Path]]
     read: Callable[[Config, Path, Say], Source]
+    blocks: Callable[[Config, Path], Blocks | None] | None = None
 
 
 FORMATS = (
@@ -57,6 +61,7 @@ FORMATS = (
         movielens.is_movielens,
         lambda config, path: movielens.source_files(path),
         lambda config, path, say: movielens.read_movielens(path, Allowed.of(config.max_rejects)),
+        lambda config, path: movielens.movielens_in_blocks(path, Allowed.of(config.max_rejects), config.part_rows),
     ),
     Format("table", f"a table ({', '.join(SUFFIXES[:2])}, .parquet, .jsonl)", is_table, table_files, read_table),
 )
@@ -148,3 +153,30 @@ def read_source(config: Config, say: Say) -> Source:
     say(f"source: {path}")
     assert kind is not None
     return kind.read(config, path, say)
+
+
+def read_in_blocks(config: Config, say: Say) -> Blocks | None:
+    """The dataset of a configuration, ready to be read `part_rows` rows at a time; None where it is read whole.
+
+    That is where it has no more rows than that, where its format cannot be divided, and where labels do not come from
+    ratings.
+    """
+    path = local_path(config)
+    kind = None if path is None else format_of(config, path)
+    wheel = config.dataset in (WHEEL_ML_100K, WHEEL_REVIEWS)
+    if wheel or config.task == CLASSIFY or config.label_from != "rating" or config.split == "column":
+        return None
+    if kind is not None and kind.blocks is None:
+        return None
+    if any(getattr(config, key) is not None for key in TABLE_KEYS):
+        return None  # refused where it is read whole
+    allowed = Allowed.of(config.max_rejects)
+    if path is None:
+        path = movielens_zip(config.dataset, say=say)
+        found = movielens.movielens_in_blocks(path, allowed, config.part_rows)
+    else:
+        assert kind is not None and kind.blocks is not None
+        found = kind.blocks(config, path)
+    if found is not None:
+        say(f"source: {path}")
+    return found

@@ -24,12 +24,15 @@ from rectune.data.clean import (
     TOO_FEW_FIELDS,
     TOO_MANY_FIELDS,
     Allowed,
+    Cleaned,
     Movie,
     check_header,
     clean_catalog,
     clean_ratings,
+    expected_of,
     line_blocks,
 )
+from rectune.data.sources.blocks import Block, Blocks, Place, ratings_in_blocks
 from rectune.data.sources.source import Nouns, Source
 from rectune.errors import DataError
 
@@ -59,6 +62,9 @@ _FLAGS = (
     "Western",
 )
 _FLAGS_FROM = 5
+_SHORTEST = 20
+"""Bytes of a short line of ratings: so many for each rating make blocks of at most as many ratings."""
+_LOOK = 1 << 24
 _SET_FILES = {"ratings.csv", "movies.csv", "ratings.dat", "movies.dat", "u.data", "u.item"}
 
 
@@ -245,14 +251,7 @@ def read_movielens(path: Path, allowed: Allowed = HALF) -> Source:
     """
     with _opened(path) as place:
         form = _form_of(place)
-        with place.open(form.movies) as stream:
-            data = stream.read()
-        blocks = list(line_blocks(io.BytesIO(data), _encoding(data, form)))
-        lines = pl.concat(blocks) if blocks else pl.DataFrame(schema={c.LINE: pl.UInt32, c.TEXT: pl.String})
-        cut = None if lines.is_empty() or lines["whole"][-1] else lines[c.LINE][-1]
-        catalog = clean_catalog(
-            _mark_cut(form.parse_movies(lines, form.movies), cut), file=form.movies, allowed=allowed
-        )
+        catalog = _catalog(place, form, allowed)
         with place.open(form.ratings) as stream:
             ratings = clean_ratings(
                 line_blocks(stream),
@@ -263,6 +262,60 @@ def read_movielens(path: Path, allowed: Allowed = HALF) -> Source:
                 allowed=allowed,
             )
     return Source(ratings.rows, catalog.rows, pl.concat([catalog.rejects, ratings.rejects]), NOUNS)
+
+
+def movielens_in_blocks(path: Path, allowed: Allowed, most: int) -> Blocks | None:
+    """The same set for reading a block of about `most` ratings at a time; None where it has no more than that.
+
+    Raises:
+        DataError: as `read_movielens`; no rating is read yet.
+    """
+    with _opened(path) as place:
+        form = _form_of(place)
+        if not _longer_than(place, form.ratings, most):
+            return None
+        header = _header(place, form) if form.header else None
+        catalog = _catalog(place, form, allowed)
+
+    def read(start: Place) -> Iterator[Block]:
+        with _opened(path) as place, place.open(form.ratings) as stream:
+            yield from ratings_in_blocks(
+                stream, separator=form.separator, header=header, file=form.ratings,
+                known_items=catalog.rows[c.ITEM_ID], size=max(1, most * _SHORTEST), start=start,
+            )  # fmt: skip
+
+    def texts(lines: pl.Series) -> pl.DataFrame:
+        with _opened(path) as place, place.open(form.ratings) as stream:
+            kept = [block.filter(pl.col(c.LINE).is_in(lines.implode())) for block in line_blocks(stream)]
+        return pl.concat(kept).select(c.LINE, c.TEXT)
+
+    expected = expected_of(form.separator)
+    return Blocks(read, texts, form.ratings, expected, allowed, catalog.rows, catalog.rejects, NOUNS)
+
+
+def _longer_than(place: _Place, name: str, most: int) -> bool:
+    """Whether a file has more than so many lines of data; it is read no further than that takes."""
+    lines = 0
+    with place.open(name) as stream:
+        while lines <= most and (data := stream.read(_LOOK)):
+            lines += data.count(b"\n")
+    return lines > most
+
+
+def _header(place: _Place, form: _Form) -> list[str]:
+    """The names in the first line that is not blank; none where there is no such line."""
+    with place.open(form.ratings) as stream:
+        first = next((line for line in stream if line.strip()), b"")
+    return first.decode("utf-8", errors="replace").removeprefix("\ufeff").rstrip("\r\n").split(form.separator)
+
+
+def _catalog(place: _Place, form: _Form, allowed: Allowed) -> Cleaned:
+    with place.open(form.movies) as stream:
+        data = stream.read()
+    blocks = list(line_blocks(io.BytesIO(data), _encoding(data, form)))
+    lines = pl.concat(blocks) if blocks else pl.DataFrame(schema={c.LINE: pl.UInt32, c.TEXT: pl.String})
+    cut = None if lines.is_empty() or lines["whole"][-1] else lines[c.LINE][-1]
+    return clean_catalog(_mark_cut(form.parse_movies(lines, form.movies), cut), file=form.movies, allowed=allowed)
 
 
 def _encoding(data: bytes, form: _Form) -> str:
