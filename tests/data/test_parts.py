@@ -163,6 +163,7 @@ def test_too_many_unusable_rows_are_told_as_without_parts(tmp_path: Path) -> Non
     whole = outcome(config_of(source, tmp_path / "whole", max_rejects="40%"))
     divided = outcome(config_of(source, tmp_path / "divided", max_rejects="40%", part_rows=10))
     assert isinstance(whole, str) and whole == divided.replace("33 of 69 rows", "42 of 69 rows")
+    (source / "movies.csv").write_text("\n".join(MOVIES[:-1]))
     strict = config_of(source, tmp_path / "strict", max_rejects=0, part_rows=10)
     assert "line 2 cannot be used: too few fields" in str(outcome(strict))
 
