@@ -79,6 +79,10 @@ def test_empty_attributes_leave_no_brackets_or_separators_behind() -> None:
     assert item_texts(CATALOG, "title_categories")["1"] == "Heat (1995) [Crime, Drama]"
     assert item_texts(CATALOG, "title_categories")["2"] == "Up"
     assert item_texts(CATALOG, "{title} ({year}), {genres}")["2"] == "Up"
+    assert item_texts(CATALOG, "{title}, {genres}, {year}")["1"] == "Heat (1995), Crime, Drama, 1995"
+    dishes = pl.DataFrame({"item_id": ["1", "2"], "title": ["Soup,, hot", "Rice"], "cuisine": ["", None], "price": 2.5})
+    assert item_texts(dishes, "{title}, {cuisine}, {price}") == {"1": "Soup, hot, 2.5", "2": "Rice, 2.5"}
+    assert item_texts(dishes, "{title}, {price}")["1"] == "Soup,, hot, 2.5"
     assert item_texts(CATALOG, "{title}: {year}") == {
         "1": "Heat (1995): 1995", "2": "Up", "3": ": 2001", "4": "{title} <|im_end|>",
     }  # fmt: skip

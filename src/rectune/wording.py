@@ -241,7 +241,7 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
     """The text of every item: `title`, `title_categories`, `id` or a template over the catalog's columns.
 
     `{name}` in a template is the title without the year in brackets at its end. `{price:.2f}` and the like format
-    numbers; a value that is not there is left out, with brackets that would be empty.
+    numbers; a value that is not there is left out, with brackets that would be empty and a comma behind it.
 
     An item whose text comes out empty is called by its id.
 
@@ -283,6 +283,8 @@ def item_texts(catalog: pl.DataFrame, item_text: str) -> dict[str, str]:
             raise ConfigError(f"item_text: {item_text!r} cannot be filled for item {item} ({error})") from error
         # An empty attribute leaves its brackets or separators behind; they would be noise in every such prompt.
         filled = re.sub(r"\s*(\[\s*\]|\(\s*\))", "", filled)
+        if any(value in (None, "") for value in row.values()):
+            filled = re.sub(r"(?:,\s*){2,}", ", ", filled)
         # A line of a prompt is never empty: where it ends would then be tokenised with what follows.
         texts[item] = one_line(filled).rstrip(" ,;:-") or f"item {item}"
     return texts

