@@ -119,7 +119,7 @@ VARIES = """
     lora_bias use_rslora use_dora init_lora_weights loraplus_lr_ratio per_device_train_batch_size
     gradient_accumulation_steps learning_rate num_train_epochs lr_scheduler_type warmup_ratio weight_decay
     max_grad_norm optim loss_over class_weights label_smoothing focal_gamma packing gradient_checkpointing flash_attn
-    bf16 fp16
+    bf16 fp16 oversample rubric
 """
 
 

@@ -25,7 +25,7 @@ FIXED = {
             "test_ratio", "validation_ratio", "max_users", "max_eval_samples", "user_column", "item_column",
             "time_column", "rating_column", "label_column", "split_column", "title_column", "category_column",
             "attribute_columns", "items", "items_id_column", "max_rejects", "min_history", "max_per_user", "task",
-            "labels", "text_column",
+            "labels", "text_column", "negatives", "negative_sampling",
         ),
         _SAME_EVENTS,
     ),
@@ -43,7 +43,7 @@ FIXED = {
         (
             "output_dir", "preprocessing_cache_dir", "report_to", "save_total_limit", "gen_eval_samples", "baselines",
             "per_device_eval_batch_size", "scoring_memory_gib", "blend", "auto_batch", "max_test_samples", "backend",
-            "panel_samples",
+            "panel_samples", "part_rows", "json_files",
         ),
         _OUTSIDE,
     ),
