@@ -13,9 +13,14 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import precision_recall_fscore_support
 
+from rectune.cli import main
 from rectune.config import Config, parse_config
+from rectune.errors import DataError
 from rectune.prompt.dataset import Dataset, open_dataset
+from rectune.report.baselines import measure_baselines
 from rectune.report.evaluate import compare, evaluate
+from rectune.report.infer_texts import class_probabilities, infer_text, infer_texts
+from rectune.score.open_run import open_run
 from rectune.train.train import train
 
 QUIET = Console(quiet=True)
@@ -141,3 +146,58 @@ def test_validation_scores_are_those_of_training(run: Path) -> None:
 def test_base_and_tuned_are_compared(run: Path, tmp_path: Path) -> None:
     compare(run, [], "test", tmp_path / "comparison", silent, QUIET)
     assert (tmp_path / "comparison" / "comparison_report.json").is_file()
+
+
+def test_one_text_gets_a_class_and_probabilities_that_sum_to_one(run: Path, data: Dataset) -> None:
+    opened, said = open_run(run, [], silent), list[str]()
+    infer_text(opened, "may rule\n\nallowed <|im_end|> thing3", said.append)
+    assert said[0].startswith((RULES, OTHER)) and RULES in said[0] and OTHER in said[0]
+    found, _ = class_probabilities(opened, ["may rule", "a photo"])
+    assert found.sum(axis=1) == pytest.approx([1, 1])
+    with pytest.raises(DataError, match="--text: it is empty"):
+        infer_text(opened, " \n", silent)
+
+
+def test_a_file_of_texts_gets_what_the_split_gets(run: Path, data: Dataset, tmp_path: Path) -> None:
+    opened = open_run(run, [], silent)
+    infer_texts(opened, data.folder / "test_raw.jsonl", tmp_path, None, True, silent)
+    lines = [json.loads(line) for line in (tmp_path / "lora_predictions.jsonl").read_text().splitlines()]
+    table = pl.read_parquet(run / "predictions_test_tuned.parquet")
+    assert [line["probabilities"][RULES] for line in lines] == pytest.approx(table["score"].to_list(), abs=1e-5)
+    assert [line["label"] == RULES for line in lines] == (table["label"] == 1).to_list()
+    told = json.loads((tmp_path / "metrics_summary.json").read_text())
+    assert set(told) == {"base", "lora"} and told["lora"]["n"] == len(lines)
+
+
+def test_rows_without_text_and_labels_that_are_none_of_the_classes_are_told(run: Path, tmp_path: Path) -> None:
+    opened, said = open_run(run, [], silent), list[str]()
+    (tmp_path / "a.csv").write_text("body,kind\nmay rule,R\n,\nphoto,\n", encoding="utf-8")
+    infer_texts(opened, tmp_path / "a.csv", tmp_path / "out", None, False, said.append)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "lora_predictions.jsonl").read_text().splitlines()]
+    assert [line["prediction"] is None for line in lines] == [False, True, False]
+    assert lines[0]["label"] == RULES and "1 of 3 rows have no text" in said[0]
+    (tmp_path / "b.csv").write_text("body,kind\nmay rule,Rules\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2: label 'Rules', allowed: Other, Rules Question or their words"):
+        infer_texts(opened, tmp_path / "b.csv", tmp_path / "out", None, False, silent)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["rank", "RUN", "--candidate", "a"], ["recommend", "RUN", "--user", "1"], ["score", "RUN", "--demo"],
+     ["evaluate", "RUN", "--protocol", "topk"]],
+)  # fmt: skip
+def test_what_is_for_users_and_items_is_refused_in_one_line(
+    run: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(run) if word == "RUN" else word for word in arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "this run classifies texts (task: classify)" in said and said.count("\n") == 1
+
+
+def test_the_baselines_are_measured_by_themselves(config: Config, run: Path) -> None:
+    found = measure_baselines(config, "test", silent, QUIET)
+    lines = {(line["model"], line["rule"]): line for line in found["by_class"]["natural"]["decisions"]}
+    assert lines["commonest class", "P ≥ 0.5"]["per_class"][RULES]["recall"] == 0
+    assert found["models"]["TF-IDF"]["metrics"]["auc"] > 0.95

@@ -181,6 +181,25 @@ def _score_pairs(run: Path, overrides: list[str], file: Path, output: Path | Non
     say(f"written: {output} ({len(table):,} rows)")
 
 
+def _classifies(run: Path, overrides: list[str], asks: str | None, generates: bool) -> bool:
+    """Whether a run classifies texts; what such a run cannot be asked is refused before its model is loaded.
+
+    Raises:
+        ConfigError: it is asked so.
+    """
+    if not run.is_dir():
+        return False
+    from rectune.config_classify import CLASSIFY, only_recommending, only_two_classes
+    from rectune.score.open_run import run_config
+
+    config = run_config(run, overrides)
+    if asks is not None:
+        only_recommending(config, asks)
+    if generates:
+        only_two_classes(config, "--mode generate")
+    return config.task == CLASSIFY
+
+
 @app.command(
     epilog="Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers   ·   "
     "rectune score output/demo --pairs pairs.csv --as-of test"
@@ -201,10 +220,18 @@ def score(
     max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="Ask the untuned model too.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="One canned prompt, base beside tuned.")] = False,
+    text: Annotated[str | None, typer.Option(help="Of a run that classifies: the class of this text.")] = None,
 ) -> None:
-    """P(yes) for every event of a split, for every record of a file, for pairs of user and item, or for one prompt."""
+    """P(yes) for every event of a split, for every record of a file, for pairs of user and item, or for one prompt.
+
+    Of a run that classifies texts: classes and their probabilities, of --text, or of every text of --input (CSV, TSV,
+    JSONL or Parquet).
+    """
     of_file: dict[str, object] = {"--max-samples": max_samples, "--compare-base": compare_base}
-    if demo:
+    if text is not None:
+        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
+        _refuse_idle({**others, **of_file, "--as-of": as_of, "--demo": demo}, "with --text")
+    elif demo:
         others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
         _refuse_idle({**others, **of_file, "--as-of": as_of}, "with --demo")
     elif pairs is not None:
@@ -214,17 +241,24 @@ def score(
     else:
         _refuse_idle(of_file, "without --input")
         _refuse_idle({"--as-of": as_of}, "without --pairs")
+    asks = "--demo" if demo else "--pairs" if pairs is not None else None
+    classifies = _classifies(run, overrides or [], asks, mode is Mode.GENERATE)
     if pairs is not None:
         _score_pairs(run, overrides or [], pairs, output, (as_of or AsOf.NOW).value)
         return
     from rectune.report.infer import infer_demo, infer_file
+    from rectune.report.infer_texts import infer_text, infer_texts
     from rectune.score.open_run import open_run
     from rectune.score.score import TUNED, open_data, score_rows, split_rows, write_predictions
 
     way, part = mode or Mode.LOGITS, split or Split.TEST
     opened = open_run(run, overrides or [], say)
-    if demo:
+    if text is not None:
+        infer_text(opened, text, say)
+    elif demo:
         infer_demo(opened, say)
+    elif input_file is not None and classifies:
+        infer_texts(opened, input_file, output or run / "inference", max_samples, compare_base, say)
     elif input_file is not None:
         infer_file(opened, input_file, output or run / "inference", max_samples, compare_base, way.value, say)
     else:
@@ -263,6 +297,7 @@ def evaluate(
     """
     if protocol is Protocol.TOPK:
         _refuse_idle({"--mode": mode is not Mode.LOGITS, "--beside": beside}, "with --protocol topk")
+        _classifies(run, overrides or [], "--protocol topk", False)
         from rectune.report.topk import evaluate_topk
 
         evaluate_topk(run, overrides or [], split.value, max_users, base, say, console())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rectune.config_keys import Config, default_of
+from rectune.errors import ConfigError
 
 CLASSIFY = "classify"
 STRATIFIED = "stratified"
@@ -19,9 +20,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _IDLE = (
     "min_history", "max_per_user", "train_since", "item_column", "time_column", "rating_column", "title_column",
     "category_column", "attribute_columns", "items", "items_id_column", "item_text", "item_rate_text", "prior", "blend",
-    "history_drop", "history_shuffle", "shuffle_moments", "instruction", "history_header", "sweep",
+    "history_drop", "history_shuffle", "shuffle_moments", "instruction", "history_header",
 )  # fmt: skip
-"""Keys of histories, items and sweeps, which texts have not."""
+"""Keys of histories and items, which texts have not."""
 _MANY: dict[str, tuple[tuple[Any, ...], str]] = {
     "prompt_format": (("chat", "instruction", "completion"), "a classification head has two classes here"),
     "loss_over": (("vocabulary",), "a loss over label words is one of two"),
@@ -34,6 +35,36 @@ _MANY: dict[str, tuple[tuple[Any, ...], str]] = {
     "metric_for_best_model": (("loss", "accuracy", "macro_f1", "balanced_accuracy"), "the others are of two classes"),
 }
 """What more than two classes cannot have: key → values, reason."""
+
+
+def only_recommending(config: Config, doing: str) -> None:
+    """Refuse what is for users and items where texts are classified.
+
+    Args:
+        config: of a run.
+        doing: what was asked for.
+
+    Raises:
+        ConfigError: it is such a run.
+    """
+    if config.task == CLASSIFY:
+        raise ConfigError(
+            f"{doing}: is for users and items, and this run classifies texts (task: classify); "
+            "`rectune score RUN --text '...'` or `--input FILE` asks it"
+        )
+
+
+def only_two_classes(config: Config, doing: str) -> None:
+    """Refuse what is made for two labels where there are more.
+
+    Raises:
+        ConfigError: there are.
+    """
+    if len(config.classes) > 2:
+        raise ConfigError(
+            f"{doing}: is for two classes, and this configuration has {len(config.classes)}; train, evaluate and score "
+            "take any number"
+        )
 
 
 def for_task(values: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +84,9 @@ def for_task(values: dict[str, Any]) -> dict[str, Any]:
         names = [str(name) if number else name for name, number in zip(labels, plain, strict=True)]
         found["labels"] = dict(zip(names, labels.values(), strict=True))
         if all(isinstance(word, str) for word in labels.values()):
-            found["positive_label"], found["negative_label"] = list(labels.values())[:2]
+            first, second = list(labels.values())[:2]
+            two = len(labels) == 2  # then the first is what is looked for; of more, labels count from the first
+            found["positive_label"], found["negative_label"] = (first, second) if two else (second, first)
         if len(labels) > 2:
             for key, value in (("metric_for_best_model", "macro_f1"), ("panel_samples", 0)):
                 found.setdefault(key, value)

@@ -61,6 +61,37 @@ def over_classes(table: npt.NDArray[np.int64]) -> dict[str, float]:
     }
 
 
+def drawn_tables(
+    labels: Array, predicted: Array, users: Array, classes: int, draws: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Confusion tables of whole users drawn with replacement, [draws, classes, classes].
+
+    Args:
+        labels, predicted: [n].
+        users: [n]; each row's user as a number 0 .. users - 1. The same users and seed give the same draws.
+        classes: how many there are.
+        draws, seed: of the bootstrap.
+    """
+    from rectune.measure.bootstrap import draw_counts
+
+    count = int(users.max()) + 1
+    cell = np.asarray(users) * classes**2 + np.asarray(labels) * classes + np.asarray(predicted)
+    per_user = np.bincount(cell, minlength=count * classes**2).reshape(count, classes**2)
+    parts = [counts @ per_user for counts in draw_counts(count, draws, seed, 100)]
+    return np.concatenate(parts).reshape(-1, classes, classes)
+
+
+def macro_f1(tables: npt.NDArray[Any]) -> Floats:
+    """Mean F1 over the classes of each table, [tables]; 0 for a class that is neither there nor predicted.
+
+    >>> macro_f1(np.array([[[8, 0], [1, 1]]])).round(4).tolist()
+    [0.8039]
+    """
+    hits = np.einsum("tcc->tc", tables)
+    found: Floats = (2 * hits / np.maximum(tables.sum(axis=1) + tables.sum(axis=2), 1)).mean(axis=1)
+    return found
+
+
 def balanced_rows(labels: Array, classes: int, seed: int) -> npt.NDArray[np.int64]:
     """Indices of as many rows of every class as the rarest one has, drawn with the seed, ascending.
 

@@ -6,6 +6,7 @@ logits of labels, be they two words of the vocabulary or the classes of a classi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -100,8 +101,13 @@ def label_logits(model: Any, hidden: torch.Tensor, negative_id: int, positive_id
     """
     rows = classification_weight(model)
     if rows is None:
-        rows = head_weight(model)[[negative_id, positive_id]]
+        return token_logits(model, hidden, [negative_id, positive_id])
     return functional.linear(hidden.float(), rows.float())
+
+
+def token_logits(model: Any, hidden: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    """Logits of chosen tokens in float32, [answers, ids], from their rows of the output head."""
+    return functional.linear(hidden.float(), head_weight(model)[list(ids)].float())
 
 
 def word_losses(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from rectune.errors import DataError
 from rectune.prompt.cut import without_middle
 from rectune.prompt.events import Event, Fan, Prompt, fans_of
 from rectune.prompt.pieces import ChatFrame, Pieces, end_of_text
-from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
+from rectune.prompt.verbalizer import Verbalizer, build_class_words, build_verbalizer
 from rectune.wording import (
     PromptTexts,
     history_heading,
@@ -33,6 +33,8 @@ class PointwisePrompts:
         ModelError: the chat template or the label words do not fit (see `ChatFrame`, `build_verbalizer`).
     """
 
+    verbalizer: Verbalizer
+
     def __init__(self, config: Config, pieces: Pieces) -> None:
         self.pieces = pieces
         self.texts: PromptTexts = texts_for(config)
@@ -47,13 +49,14 @@ class PointwisePrompts:
             before, space, end_id = self.frame.before_answer, "", self.frame.end_id(pieces)
         else:
             before, space, end_id = self.closing() or "\n", " ", end_of_text(pieces)
-        self.verbalizer: Verbalizer = build_verbalizer(
-            space + config.positive_label,
-            space + config.negative_label,
-            pieces.last_plain_text(before),
-            end_id,
-            pieces.text,
-        )
+        context = pieces.last_plain_text(before)
+        if config.task == CLASSIFY and config.labels:
+            words = [space + word for word in config.label_words]
+            self.verbalizer = build_class_words(config.classes, words, context, end_id, pieces.text)
+        else:
+            self.verbalizer = build_verbalizer(
+                space + config.positive_label, space + config.negative_label, context, end_id, pieces.text
+            )
         self._heads: dict[int, list[int]] = {}
         self._tail = pieces.template(self.closing())
         self._answer_room = 0 if self.format == "classifier" else 2

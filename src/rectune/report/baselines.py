@@ -11,10 +11,12 @@ from rich.console import Console
 from rectune.baselines.fit import Fitted, fit_baselines
 from rectune.baselines.questions import FROZEN, ONLINE, PROTOCOLS, split_rows
 from rectune.config import Config
+from rectune.config_classify import CLASSIFY
 from rectune.data.columns import LABEL, ROW_ID, USER_ID
 from rectune.files import write_json
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.report.report import SUMMARY, best_baseline, both_protocols, measured
+from rectune.report.text_baselines import measure_text_baselines
 from rectune.report.verdict import summary_table
 
 DRAWS, LEVEL, SEED, THRESHOLD = 1000, 0.95, 0, 0.5
@@ -47,6 +49,8 @@ def measure_baselines(config: Config, split: str, say: Say, console: Console) ->
         with frozen histories), baselines (what each sees, its setting and what was tried), intervals, dataset_hash.
     """
     data = open_dataset(config, say)
+    if config.task == CLASSIFY:
+        return measure_text_baselines(config, data, split, say, console)
     fitted = fit_baselines(
         data.folder, data.events, data.catalog, data.content_hash, config.preprocessing_cache_dir, say, console,
         quick=config.baselines == "quick",

@@ -17,7 +17,7 @@ from rectune.baselines.fit import check_classes, fit_baselines
 from rectune.baselines.item_rates import uses_rates
 from rectune.baselines.questions import FROZEN, ONLINE
 from rectune.baselines.texts import fit_text_baselines
-from rectune.config_classify import CLASSIFY
+from rectune.config_classify import CLASSIFY, only_two_classes
 from rectune.data.columns import ITEM_ID, LABEL, ROW_ID, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
@@ -27,6 +27,7 @@ from rectune.prompt.dataset import Dataset
 from rectune.report.beside import add_beside, read_beside
 from rectune.report.classes import BALANCED, NATURAL, class_table
 from rectune.report.compare import write_comparison
+from rectune.report.many import with_baselines, write_many
 from rectune.report.parts import add_parts, predictions_as
 from rectune.report.report import SUMMARY, Calibration, both_protocols, estimates, write_report
 from rectune.report.slices import slices_of
@@ -35,7 +36,8 @@ from rectune.report.verdict import summary_table
 from rectune.score.frozen import score_frozen
 from rectune.score.generate import agreement, generated_line, generated_metrics
 from rectune.score.joined import joined_rows
-from rectune.score.open_run import OpenRun, open_run
+from rectune.score.open_run import OpenRun, open_run, run_config
+from rectune.score.predictions import LOG_P
 from rectune.score.score import OWN, TUNED, UNTUNED, open_data, score_rows, split_rows, write_predictions
 from rectune.train.publish import VALIDATION_PREDICTIONS
 from rectune.train.start import DIAGNOSIS, HISTORY
@@ -154,13 +156,18 @@ def _check_against_training(run: OpenRun, table: pl.DataFrame, say: Say) -> None
     if not file.is_file():
         return
     try:
-        then = pl.read_parquet(file, columns=["row_id", "log_odds"])
+        then = pl.read_parquet(file, columns=["row_id", LOG_P if run.many else "log_odds"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{file}: damaged ({_short(error)}); copy it from best/ in the run, or remove it") from error
     if not then["row_id"].equals(table["row_id"]):
         say("check: these are not the validation rows of training, so their scores are not compared")
         return
-    largest = float(np.abs(then["log_odds"].to_numpy() - table[OWN].to_numpy()).max(initial=0.0))
+    if run.many:
+        before = run.settings.class_log_probabilities(np.array(then[LOG_P].to_list()))
+        gaps = np.abs(before - np.array(table[LOG_P].to_list()))
+    else:
+        gaps = np.abs(then["log_odds"].to_numpy() - table[OWN].to_numpy())
+    largest = float(gaps.max(initial=0.0))
     say(f"check: largest difference from the scores during training, row by row: {largest:g} in log-odds")
 
 
@@ -224,13 +231,15 @@ def evaluate(
         console: shows progress and the table.
         beside: other runs, evaluated on this split before, to stand in the report with their average.
     """
+    if beside or mode != "logits":
+        _only_two_classes(folder, overrides, "--beside" if beside else "--mode generate")
     others = read_beside(folder, beside, split)
     run = open_run(folder, overrides, say)
     history, diagnosis = _log_history(run.folder), _diagnosis(run.folder)
     data = open_data(run, say)
     rows = split_rows(run, data, split)
     held_out = data.events.filter(pl.col(SPLIT) == VALIDATION)[LABEL].to_numpy()
-    if len(held_out):  # an hour of scoring must not end in what was known before it
+    if len(held_out) and not run.many:  # an hour of scoring must not end in what was known before it
         check_classes(held_out)
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
     found = score_rows(run, data, rows, models, mode, say, console)
@@ -244,6 +253,10 @@ def evaluate(
             say(generated_line(which, given))
     for which, table in found.items():
         write_predictions(table, run.folder / f"predictions_{split}_{which}.parquet")
+    if run.many:
+        return _of_many(
+            run, data, split, found, history, _command(folder, overrides, split, mode, untuned), say, console
+        )
     texts = run.config.task == CLASSIFY
     frozen = {} if texts else _frozen(run, data, split, rows, found, say, console)
     for which, table in frozen.items():
@@ -290,6 +303,32 @@ def evaluate(
     return _said(report, run.folder / f"{name}.html", diagnosis, console)
 
 
+def _only_two_classes(folder: Path, overrides: list[str], doing: str) -> None:
+    """Refuse what is made for two classes before the model is loaded; what is wrong with the folder is said later."""
+    if folder.is_dir():
+        only_two_classes(run_config(folder, overrides), doing)
+
+
+def _of_many(
+    run: OpenRun, data: Dataset, split: str, found: dict[str, pl.DataFrame], history: list[dict[str, Any]],
+    command: str, say: Say, console: Console,
+) -> Evaluation:  # fmt: skip
+    """The report of more than two classes."""
+    config = run.config
+    fitted = fit_text_baselines(
+        data.folder, data.events, data.catalog, data.content_hash, len(config.classes), say, config.baselines == "quick"
+    )
+    name = "report" if split != VALIDATION else "report_validation"
+    report, rows = write_many(
+        run.folder, with_baselines(found, fitted), config.classes, config.seed, history,
+        _how_made(run, data, split, command), fitted, name, f"rectune: {data.meta['name']}, {split}",
+    )  # fmt: skip
+    console.print(summary_table(rows, ("accuracy", "macro_f1", "balanced_accuracy", "auc")))
+    for which in (NATURAL, BALANCED):
+        console.print(class_table(report["by_class"], which))
+    return _said(report, run.folder / f"{name}.html", [], console)
+
+
 def _said(report: dict[str, Any], page: Path, diagnosis: Sequence[dict[str, Any]], console: Console) -> Evaluation:
     """The verdict, the notes and what was wrong with the training, said to a person."""
     console.print(report["verdict"], highlight=False, markup=False)
@@ -310,6 +349,7 @@ def compare(folder: Path, overrides: list[str], split: str, output: Path | None,
     Returns:
         The folder written.
     """
+    _only_two_classes(folder, overrides, "compare")
     run = open_run(folder, overrides, say)
     data = open_data(run, say)
     rows = split_rows(run, data, split)

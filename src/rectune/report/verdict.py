@@ -26,6 +26,8 @@ METRIC_NAMES = {
     "brier": "Brier",
     "ece": "ECE",
     "predicted_positive_rate": "Predicted yes",
+    "macro_f1": "Macro F1",
+    "balanced_accuracy": "Balanced accuracy",
 }
 """How a metric is written for people; `measure.bootstrap.METRICS` in the order of the page's table."""
 

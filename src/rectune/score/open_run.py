@@ -39,6 +39,11 @@ class OpenRun:
     prompts: Prompts
 
     @property
+    def many(self) -> bool:
+        """Whether it tells more than two classes apart."""
+        return len(self.config.classes) > 2
+
+    @property
     def adapter_hash(self) -> str:
         """SHA-256 of the adapter's weights."""
         return hash_file(self.folder / ADAPTER_FILE)

@@ -13,6 +13,30 @@ from rectune.data.folder import history_slices
 from rectune.measure.classification import probability
 from rectune.prompt.dataset import Dataset
 
+LOG_P, PREDICTED = "log_p", "predicted"
+"""Of more than two classes: a log-probability a class, and the label of the highest."""
+
+
+def class_frame(data: Dataset, rows: npt.NDArray[Any], log_probabilities: npt.NDArray[np.float64]) -> pl.DataFrame:
+    """One line per answer of more than two classes.
+
+    Args:
+        data: the dataset.
+        rows: int [answers]; rows of its events.
+        log_probabilities: float64 [answers, classes].
+
+    Returns:
+        row_id, user_id, item_id, label, log_p (list of Float64), predicted and candidate_title.
+    """
+    chosen = data.events.select(ROW_ID, USER_ID, ITEM_ID, pl.col(LABEL).cast(pl.Int64))[rows.tolist()]
+    titles = dict(data.catalog.select(ITEM_ID, "title").iter_rows())
+    found: pl.DataFrame = chosen.with_columns(
+        pl.Series(LOG_P, log_probabilities.tolist(), dtype=pl.List(pl.Float64)),
+        pl.Series(PREDICTED, log_probabilities.argmax(axis=1), dtype=pl.Int64),
+        candidate_title=pl.Series([titles.get(item, "") for item in chosen[ITEM_ID]], dtype=pl.String),
+    )
+    return found
+
 
 def prediction_frame(
     data: Dataset,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rectune.baselines.blended import fit_served
 from rectune.config import Config, parse_override
+from rectune.config_classify import only_two_classes
 from rectune.data.columns import LABEL, VALIDATION
 from rectune.errors import ConfigError, DataError
 from rectune.lock import run_lock
@@ -69,6 +70,7 @@ def recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], 
 def _recalibrate(folder: Path, overrides: list[str], say: Callable[[str], None], console: Console) -> AdapterSettings:
     """Fit and save, while no other process writes into the folder."""
     given = run_config(folder, overrides)
+    only_two_classes(given, "calibrate")
     run = open_run(folder, _without_blend(overrides), say)
     names = _joining(run, given, overrides)
     data = open_data(run, say)

@@ -13,6 +13,7 @@ import polars as pl
 from rectune.baselines.prior import prior_of
 from rectune.baselines.retrieve import DEFAULT, Retriever, fit
 from rectune.config import Config, load_config, parse_override
+from rectune.config_classify import only_recommending
 from rectune.data.candidate_sets import history_at
 from rectune.data.clean import CATALOG_SCHEMA, HIGHEST_RATING, LOWEST_RATING
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
@@ -24,7 +25,7 @@ from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.score.candidates import CandidateScorer, Request
 from rectune.score.given import Asked, Given, Named, Unknown
 from rectune.score.items import Items
-from rectune.score.open_run import OpenRun, open_run
+from rectune.score.open_run import OpenRun, open_run, run_config
 from rectune.score.pairs import AS_OF, NOW
 from rectune.shipped import find_config
 
@@ -176,6 +177,7 @@ class Recommender:
         if not isinstance(source, Config):
             path = Path(source).expanduser()
             if path.is_dir():
+                only_recommending(run_config(path, list(overrides)), "rank and recommend")
                 run = open_run(path, list(overrides), say)
                 return cls(run, data_of(run, say), say)
             try:

@@ -23,8 +23,8 @@ from rectune.score.chunks import scoring_bar, stored_chunk
 from rectune.score.generate import extract_label, generate_answers, generation_problem
 from rectune.score.joined import joined_rows
 from rectune.score.open_run import OpenRun
-from rectune.score.predictions import prediction_frame
-from rectune.score.scorer import CHUNK, score_trees
+from rectune.score.predictions import LOG_P, class_frame, prediction_frame
+from rectune.score.scorer import CHUNK, score_classes, score_trees
 
 TUNED, UNTUNED = "tuned", "untuned"
 """Names of the two models; in a report every other name is a baseline."""
@@ -51,6 +51,9 @@ def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Cal
     size = run.config.per_device_eval_batch_size
     verbalizer = run.prompts.verbalizer
     with run.model.disable_adapter() if which == UNTUNED else nullcontext():
+        if run.many:
+            found = score_classes(run.model, trees, verbalizer, size, run.loaded.attention, advance)
+            return pl.DataFrame({LOG_P: pl.Series(found.tolist(), dtype=pl.List(pl.Float64))})
         log_odds = score_trees(run.model, trees, verbalizer, size, run.loaded.attention, advance)
         frame = pl.DataFrame({"log_odds": log_odds})
         if mode == "generate":
@@ -86,7 +89,7 @@ def score_rows(
 
     Returns:
         For each model a frame as `prediction_frame` makes it, in the order of `rows`; the tuned one's log-odds are
-        blended and calibrated, and stand as they were, prior added, in OWN.
+        blended and calibrated, and stand as they were, prior added, in OWN. Of more than two classes a `class_frame`.
 
     Raises:
         ConfigError: an unknown mode.
@@ -125,6 +128,11 @@ def score_rows(
     result = {}
     joined = joined_rows(run.settings.joining if TUNED in scored else {}, data, rows)
     for which, frame in scored.items():
+        if run.many:
+            found = np.array(frame[LOG_P].to_list())
+            found = run.settings.class_log_probabilities(found) if which == TUNED else found
+            result[which] = class_frame(data, rows, found)
+            continue
         odds = frame["log_odds"].to_numpy()
         own, odds = odds, run.settings.calibrated(odds, joined) if which == TUNED else odds
         table = prediction_frame(data, rows, odds, trees.shown_from[place])
@@ -139,7 +147,8 @@ def score_rows(
 def _check_adapter(run: OpenRun, scored: dict[str, pl.DataFrame]) -> None:
     import torch
 
-    tuned, untuned = (torch.from_numpy(scored[which]["log_odds"].to_numpy().copy()) for which in (TUNED, UNTUNED))
+    column = scored[TUNED].columns[0]  # log_odds, or a log-probability a class
+    tuned, untuned = (torch.tensor(scored[which][column].to_list(), dtype=torch.float64) for which in (TUNED, UNTUNED))
     check_effect(run.model, tuned, untuned)
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from rectune.errors import NotFinite, ResourceError
-from rectune.model.answers import hidden_at, label_logits
+from rectune.measure.classes import log_softmax
+from rectune.model.answers import hidden_at, label_logits, token_logits
 from rectune.model.attention import attention_mask
 from rectune.prompt.forest import Forest, lay_out
 from rectune.prompt.tree import Trees
@@ -67,8 +68,40 @@ def score_trees(
         NotFinite: a score is not a number.
         ResourceError: a batch does not fit the device's memory.
     """
+
+    def log_odds(hidden: torch.Tensor) -> torch.Tensor:
+        logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
+        return (logits[:, 1] - logits[:, 0])[:, None]
+
+    return _read(model, trees, log_odds, 1, batch_size, attention, progress)[:, 0] + trees.prior
+
+
+def score_classes(
+    model: Any,
+    trees: Trees,
+    verbalizer: Verbalizer,
+    batch_size: int,
+    attention: str,
+    progress: Progress | None = None,
+) -> Floats:
+    """Log-probabilities of the label words among themselves at every answer: float64 [answers, labels].
+
+    Arguments and errors as for `score_trees`; there is no prior.
+    """
+    ids = verbalizer.token_ids
+    logits = _read(
+        model, trees, lambda hidden: token_logits(model, hidden, ids), len(ids), batch_size, attention, progress
+    )
+    return log_softmax(logits)
+
+
+def _read(
+    model: Any, trees: Trees, numbers: Callable[[torch.Tensor], torch.Tensor], width: int, batch_size: int,
+    attention: str, progress: Progress | None,
+) -> Floats:  # fmt: skip
+    """What is made of the last hidden state at every answer, float64 [answers, width]."""
     device = next(model.parameters()).device
-    result = np.empty(len(trees.labels), dtype=np.float64)
+    result = np.empty((len(trees.labels), width), dtype=np.float64)
     was_training = model.training
     model.eval()
     try:
@@ -86,10 +119,8 @@ def score_trees(
                     mask,
                     None if batch.plain else torch.from_numpy(batch.depth).to(device),
                 )
-                logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
-                odds = logits[:, 1] - logits[:, 0]
                 # Widened on the CPU: Apple's devices have no float64.
-                result[batch.answers] = odds.float().cpu().double().numpy() + trees.prior[batch.answers]
+                result[batch.answers] = numbers(hidden).float().cpu().double().numpy()
                 if progress is not None:
                     progress(len(batch.input_ids))
     except torch.OutOfMemoryError as error:
@@ -99,9 +130,10 @@ def score_trees(
         ) from error
     finally:
         model.train(was_training)
-    if not np.isfinite(result).all():
+    broken = ~np.isfinite(result).all(axis=1)
+    if broken.any():
         raise NotFinite(
-            f"{int((~np.isfinite(result)).sum())} of {len(result)} scores are not numbers: the adapter has diverged "
-            "or float16 overflowed; train with bf16=true or a lower learning_rate"
+            f"{int(broken.sum())} of {len(result)} scores are not numbers: the adapter has diverged or float16 "
+            "overflowed; train with bf16=true or a lower learning_rate"
         )
     return result

@@ -25,6 +25,7 @@ from rectune.config import Config
 from rectune.data.columns import ITEM_ID
 from rectune.errors import ModelError
 from rectune.files import atomic_path, hash_text, write_json
+from rectune.measure.classes import log_softmax
 from rectune.prompt.encode import PROMPT_KEYS
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.version import __version__
@@ -78,6 +79,7 @@ class AdapterSettings:
             `model`, and the `offset` that is added, in place of temperature and offset; else empty.
         loss_shift: what class weights in the loss, or oversampling, added to the model's log-odds, log(positive /
             negative); taken off where no offset is fitted.
+        class_shift: of more than two classes, what oversampling added to each one's log-probability; empty for two.
         head: what the log-odds are read from: `label_words`, two rows of the base model's output head, or `classifier`,
             a head of its own in the adapter's file.
         threshold: an answer counts as the positive label when its score is at least this; rankings do not look at it.
@@ -101,6 +103,7 @@ class AdapterSettings:
     blend: dict[str, float] = field(default_factory=dict)
     loss_shift: float = 0.0
     threshold: float = 0.5
+    class_shift: list[float] = field(default_factory=list)
     head: str = LABEL_WORDS
     versions: dict[str, str] = field(default_factory=versions)
     rates: bytes | None = field(default=None, repr=False)
@@ -162,6 +165,10 @@ class AdapterSettings:
             found = found + self.blend[name] * (joined or {})[name]
         return found
 
+    def class_log_probabilities(self, log_probabilities: Floats) -> Floats:
+        """Of more than two classes: log-probabilities [n, classes] less what oversampling added to them."""
+        return log_softmax(log_probabilities - np.array(self.class_shift))
+
     def alone(self, log_odds: Floats) -> Floats:
         """What `calibrated` would be, if no baseline joined the answer."""
         found: Floats = log_odds / self.temperature + self.offset
@@ -217,7 +224,7 @@ class AdapterSettings:
         Raises:
             ModelError: a label word or token id differs.
         """
-        if asdict(verbalizer) != self.verbalizer:
+        if json.loads(json.dumps(asdict(verbalizer))) != json.loads(json.dumps(self.verbalizer)):
             raise ModelError(
                 f"the label tokens differ from those trained on (now {asdict(verbalizer)}, then {self.verbalizer}): "
                 "the base model's tokenizer has changed; use the base model and revision of rectune.json"
@@ -359,6 +366,7 @@ def load_settings(folder: Path) -> AdapterSettings:
     for key, applies in (
         ("temperature", _number(found.temperature) and found.temperature > 0), ("offset", _number(found.offset)),
         ("loss_shift", _number(found.loss_shift)),
+        ("class_shift", isinstance(found.class_shift, list) and all(map(_number, found.class_shift))),
         ("head", found.head == _head_of(found.prompt.get("prompt_format"))),
         ("prior", known_prior), ("baselines", known_baselines), ("blend", known_blend),
     ):  # fmt: skip

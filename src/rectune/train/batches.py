@@ -47,7 +47,7 @@ class TrainingCollator:
         if self.with_end:
             tails = [[self.verbalizer.token(int(label)), self.verbalizer.end_id] for label in part.labels]
         forest = lay_out(part, [[local[index] for index in pack] for pack in packs], tails)
-        words = torch.tensor([self.verbalizer.negative_id, self.verbalizer.positive_id])
+        words = torch.tensor(self.verbalizer.token_ids)
         batch = {
             "input_ids": torch.from_numpy(forest.input_ids),
             "rows": torch.from_numpy(forest.rows),

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from rectune.config import Config
+from rectune.config_classify import only_two_classes
 from rectune.errors import ConfigError, RectuneError
 from rectune.lock import run_lock
 from rectune.prompt.dataset import open_dataset
@@ -133,6 +134,7 @@ def sweep(
         ConfigError: nothing to sweep, another sweep lies there, or no trial works.
         SweepInterrupted: a signal came.
     """
+    only_two_classes(config, "sweep")
     import_optuna()
     if config.eval_strategy == "no":
         raise ConfigError("eval_strategy: got 'no', but trials are compared by evaluation; use steps or epoch")

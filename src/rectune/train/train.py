@@ -109,10 +109,10 @@ def _check_classes(trees: Trees) -> None:
 
 
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
-    from rectune.score.predictions import prediction_frame
+    from rectune.score.predictions import class_frame, prediction_frame
 
     place = np.argsort(trees.rows, kind="stable")  # as the evaluation of the saved adapter has them
-    return prediction_frame(data, trees.rows[place], log_odds[place])
+    return (prediction_frame if log_odds.ndim == 1 else class_frame)(data, trees.rows[place], log_odds[place])
 
 
 def _calibrated(
@@ -229,10 +229,11 @@ def _train(
         for split in (TRAIN, VALIDATION)
         for rows in (split_sample(config, data.events, split),)
     )
+    many = len(config.classes) > 2
     natural, sampled = trees, oversampled(config, trees.labels, say)
     if config.oversample != "none":
         trees = trees.select(sampled.rows)
-    answer_loss = replace(loss_of(config, trees.labels, say), sampling=sampled.log_odds)
+    answer_loss = replace(loss_of(config, trees.labels, say), sampling=0.0 if many else sampled.log_odds)
     say(
         f"data: {len(trees.labels):,} training and {len(held_out.labels):,} validation events in {len(trees):,} and "
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
@@ -252,11 +253,12 @@ def _train(
         data.content_hash, data.events, {} if stack is None else {"stack": stack},
     )  # fmt: skip
     settings = settings.with_loss_shift(answer_loss.shift)
+    settings = replace(settings, class_shift=sampled.shift.tolist()) if many else settings
     joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
     model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
     validation = None
     if config.eval_strategy != "no":
-        validation = Validation(held_out, data.users(held_out.rows), classes=classes_of(config))
+        validation = Validation(held_out, data.users(held_out.rows), classes=classes_of(config, sampled.shift))
 
     halving = Halving(config.auto_batch, say, start.folder if start else None)
     if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
@@ -266,7 +268,8 @@ def _train(
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
             seal_adapter(folder)
-            _calibrated(settings, held_out, validation, joining, joined, say).save(folder)
+            calibrated = settings if many else _calibrated(settings, held_out, validation, joining, joined, say)
+            calibrated.save(folder)
             shown = None if math.isnan(value) else value
             write_json(folder / "step.json", {"step": step, config.metric_for_best_model: shown})
             if validation is not None and validation.log_odds is not None:
@@ -296,6 +299,8 @@ def _train(
     )  # fmt: skip
     facts = facts_of(config, natural, held_out, len(set(data.users(held_out.rows))), last)
     checkup = Checkup(run / "logs", facts, say, lambda: signals.stopped)
+    if many:
+        say("diagnosis: left out, since its rules are made for two classes")
     trainer = trainer_of(config)(
         verbalizer=prompts.verbalizer,
         attention=loaded.attention,
@@ -316,7 +321,7 @@ def _train(
         eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
         data_collator=TrainingCollator(trees, prompts.verbalizer, config.ends_answers),
         processing_class=loaded.tokenizer,
-        callbacks=called.all(checkup, *watchers, signals),
+        callbacks=called.all(*([] if many else [checkup]), *watchers, signals),
     )
     done = None
     if start is not None:
@@ -333,7 +338,8 @@ def _train(
             with called, shortages(loaded.device.type, plan, run, halving):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
-            checkup.look(trainer.state.log_history, silent=True)
+            if not many:
+                checkup.look(trainer.state.log_history, silent=True)
             raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
     if signals.stopped:
         # A run that goes on from another's checkpoint may have none of its own yet.

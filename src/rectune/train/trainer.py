@@ -16,7 +16,14 @@ from transformers import PrinterCallback
 from rectune.config import Config
 from rectune.config_classify import CLASSIFY
 from rectune.errors import NotFinite
-from rectune.measure.classes import balanced_rows, by_class, confusion_table, over_classes
+from rectune.measure.classes import (
+    balanced_rows,
+    by_class,
+    class_metrics,
+    confusion_table,
+    log_softmax,
+    over_classes,
+)
 from rectune.measure.classification import classification_metrics, confusion, predict
 from rectune.measure.uncertainty import self_assessment
 from rectune.model.answers import hidden_at, word_losses
@@ -25,7 +32,7 @@ from rectune.model.initial import hold_start
 from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
-from rectune.score.scorer import CHUNK, score_trees
+from rectune.score.scorer import CHUNK, score_classes, score_trees
 from rectune.train.halving import Halving, parts_of
 from rectune.train.not_finite import BROKEN, SKIPPED_IN_A_ROW, Batch, broken_weight, explain, guilty_batch, which_batch
 from rectune.train.resumable import ResumableTrainer
@@ -40,10 +47,18 @@ class Classes:
     Attributes:
         words: label word of each label, in whose name its metrics are logged.
         seed: of the draw of the balanced rows.
+        shift: float64 [labels]; what oversampling adds to each log-probability, taken off before anything is measured
+            where there are more than two classes.
     """
 
     words: tuple[str, ...]
     seed: int
+    shift: npt.NDArray[np.float64]
+
+    @property
+    def many(self) -> bool:
+        """Whether an answer is a log-probability a class, in place of one log-odds."""
+        return len(self.words) > 2
 
     def measure(self, labels: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> dict[str, float | None]:
         """Means over classes, precision, recall and F1 of each, and the same answers on the balanced rows."""
@@ -60,9 +75,9 @@ class Classes:
         return found
 
 
-def classes_of(config: Config) -> Classes | None:
+def classes_of(config: Config, shift: npt.NDArray[np.float64]) -> Classes | None:
     """The classes of a text classification, None for other tasks."""
-    return Classes(config.label_words, config.seed) if config.task == CLASSIFY else None
+    return Classes(config.label_words, config.seed, shift) if config.task == CLASSIFY else None
 
 
 @dataclass
@@ -72,7 +87,8 @@ class Validation:
     Attributes:
         trees: their prompts.
         user_ids: user of each answer.
-        log_odds: float64 [answers] of the latest evaluation, None before the first.
+        log_odds: float64 [answers] of the latest evaluation, None before the first; of more than two classes the
+            log-probabilities, [answers, classes], as they came.
         untrained: float64 [answers of `first_batch`], as they were before the first step; None before training.
         classes: where it is measured by class.
     """
@@ -86,6 +102,11 @@ class Validation:
     def first_batch(self, size: int) -> npt.NDArray[np.int64]:
         """The trees that an evaluation scores first, in its order, so that scored alone they give the same floats."""
         return np.argsort(-self.trees.lengths[:CHUNK], kind="stable")[:size]
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more than two classes."""
+        return self.classes is not None and self.classes.many
 
     def moved(self, size: int) -> float | None:
         """Mean change of the log-odds since training began, over the answers of the first batch."""
@@ -264,16 +285,30 @@ class AnswerTrainer(ResumableTrainer):
         return NotFinite(f"step {entry['step']}: {'; '.join(explain(entry))}")
 
     def _scores(self, trees: Trees) -> npt.NDArray[np.float64]:
-        """Log-odds of all answers of the trees.
+        """Log-odds of all answers of the trees, or log-probabilities where there are more than two classes.
 
         Raises:
             NotFinite: one of them is not a number.
         """
         size = self.args.per_device_eval_batch_size
         try:
-            return score_trees(self.model, trees, self.verbalizer, size, self.attention)
+            score = score_classes if self.validation is not None and self.validation.many else score_trees
+            return score(self.model, trees, self.verbalizer, size, self.attention)
         except NotFinite as error:
             raise self._broken("scores", math.nan) from error
+
+    def _measured(self, validation: Validation, scores: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """What an evaluation logs of its scores, what weights and oversampling add to them taken off."""
+        labels, classes = validation.trees.labels, validation.classes
+        if classes is not None and classes.many:
+            log_p = log_softmax(scores - classes.shift)
+            return {**class_metrics(labels, log_p), **classes.measure(labels, log_p.argmax(axis=1))}
+        plain = scores - self.answer_loss.shift
+        said = predict(plain)
+        found: dict[str, Any] = {**classification_metrics(labels, plain, validation.user_ids)}
+        if classes is not None:
+            found |= classes.measure(labels, said.astype(np.int64))
+        return {**found, **confusion(labels, said)._asdict(), **self_assessment(labels, plain)}
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -297,13 +332,8 @@ class AnswerTrainer(ResumableTrainer):
             self.put_off_evaluation()
             return {}
         self.validation.log_odds = log_odds
-        plain = log_odds - self.answer_loss.shift
-        found = classification_metrics(trees.labels, plain, self.validation.user_ids)
         moved = self.validation.moved(self.args.per_device_eval_batch_size)
-        counts = confusion(trees.labels, predict(plain))._asdict()
-        if self.validation.classes is not None:
-            found |= self.validation.classes.measure(trees.labels, predict(plain).astype(np.int64))
-        found = {**found, **counts, **self_assessment(trees.labels, plain), "log_odds_moved": moved}
+        found = {**self._measured(self.validation, log_odds), "log_odds_moved": moved}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items() if value is not None}
         seconds = time.perf_counter() - start
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 3)
