@@ -58,7 +58,7 @@ def test_too_few_events_leave_the_scores_as_they_are(labels: np.ndarray) -> None
 def test_of_class_weights_the_known_effect_is_taken_off_unless_an_offset_can_be_fitted(tmp_path: Path) -> None:
     weighted = PLAIN.with_loss_shift(1.25)
     assert weighted.calibrated(np.array([2.0, -0.5])).tolist() == [0.75, -1.75]
-    assert weighted.correction_text == "log-odds + -1.25, what the loss's class weights had added"
+    assert weighted.correction_text == "log-odds + -1.25, what class weights or oversampling had added"
     few = calibrate(replace(weighted, temperature=3.0, offset=7.0), np.array([0, 1]), np.array([0.0, 1.0]))
     assert few == weighted
     few.save(tmp_path)
