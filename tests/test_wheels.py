@@ -154,3 +154,11 @@ def test_the_real_wheels_give_movielens_and_a_gguf_model(tmp_path: Path, monkeyp
     read = read_wheel_movielens(*movielens_100k_files())
     assert (read.interactions.height, read.catalog.height, read.rejects.height) == (100_000, 1682, 0)
     assert smollm2_gguf().read_bytes()[:4] == b"GGUF"
+
+
+def test_files_of_one_wheel_that_are_fetched_apart_are_kept_apart(wheel: Wheel, pip: Pip) -> None:
+    other = wheel._replace(part="reviews")
+    pip()
+    first, second = wheel_files(wheel, say=silent), wheel_files(other, say=silent)
+    assert first[0] != second[0] and all(file.read_bytes() == DATA for file in (*first, *second))
+    assert second[0].parent.name == "toy-1.0-reviews"

@@ -34,7 +34,7 @@ class Config(BaseModel):
 
     # --- task ---
     task: Literal["recommend", "classify"] = "recommend"
-    """recommend: will this user like this item; classify: which of the classes in `labels` is a text of."""
+    """recommend: will a user like an item; classify: a text's class (a table, or wheel:womens-clothing-reviews)."""
     labels: dict[str, str] = {}
     """Classify: NAME: WORD of each class, what the data says and the model answers; of two the first is positive."""
     rubric: str | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rectune.config import Config, load_config
+from rectune.config_classify import CLASSIFY
 from rectune.errors import ConfigError
 
 Say = Callable[[str], None]
@@ -69,8 +70,8 @@ def _program() -> str:
     return shlex.quote(str(typed))
 
 
-def _say_next(run: Path, say: Say) -> None:
-    """Commands that go on from here, as they are typed."""
+def _say_next(run: Path, say: Say, config: Config | None = None) -> None:
+    """Commands that go on from here, as they are typed; other ones for a run that classifies texts."""
     import torch
 
     program, folder = _program(), shlex.quote(str(run))
@@ -81,6 +82,9 @@ def _say_next(run: Path, say: Say) -> None:
     ]
     if torch.cuda.is_available():
         commands.append((f"{program} run qwen3_movielens_qlora", "Qwen3-0.6B on MovieLens, for a 24 GB card"))
+    if config is not None and config.task == CLASSIFY:
+        asked = (f"{program} score {folder} --text 'some text'", "the class of a text, and how sure that is")
+        commands = [asked] if len(config.classes) > 2 else [asked, commands[1]]
     width = max(len(command) for command, _ in commands)
     say("\nnext:")
     for command, meaning in commands:
@@ -125,4 +129,4 @@ def run_all(
     found = evaluate(config.output_dir, [], "test", "logits", True, say, console)
     say(f"\nreport: {found.page}")
     say(f"done in {time.perf_counter() - begun:.0f} s")
-    _say_next(config.output_dir, say)
+    _say_next(config.output_dir, say, config)

@@ -14,7 +14,7 @@ from rectune.errors import ModelError
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
-from rectune.prompt.verbalizer import Verbalizer, build_verbalizer
+from rectune.prompt.verbalizer import Verbalizer, build_class_words, build_verbalizer
 from rectune.train.batches import TrainingCollator
 
 
@@ -116,3 +116,19 @@ def test_packed_rows_train_each_label_behind_its_own_prompt(lengths: list[int], 
             assert (batch["fork"][row, own] == batch["first"][row, own]).all()
             assert batch["position_ids"][row, own].tolist() == list(range(lengths[index] + 2))
     assert ("run" in batch) == any(len(pack) > 1 for pack in packs)
+
+
+def test_words_of_many_classes_are_single_distinct_tokens_in_the_order_of_their_labels() -> None:
+    found = build_class_words(["x", "y", "z"], ["A", "B", "C"], "answer:", 7, letters)
+    assert found.words == ["A", "B", "C"] and found.token_ids == [65, 66, 67]
+    assert [found.token(label) for label in range(3)] == [65, 66, 67] and found.word(2) == "C"
+    two = build_class_words(["no", "yes"], ["O", "R"], "answer:", 7, letters)
+    assert two == Verbalizer("R", "O", 82, 79, 7)  # two classes are what every other run has
+    with pytest.raises(ModelError, match=r"labels: 'CC', the word of 'z', is 2 tokens for this model, .*; choose"):
+        build_class_words(["x", "y", "z"], ["A", "B", "CC"], "answer:", 7, letters)
+    with pytest.raises(ModelError, match=r"labels: 'Y', the word of 'x', joins the text before it"):
+        build_class_words(["x", "y"], ["Y", "A"], "n", 7, letters)
+    with pytest.raises(ModelError, match=r"labels: 'A' of 'x' and 'B' of 'z' are the same token \(1\)"):
+        build_class_words(
+            ["x", "y", "z"], ["A", "C", "B"], "", 7, lambda text: [1 if one in "AB" else 2 for one in text]
+        )

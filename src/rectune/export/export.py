@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rectune.config_classify import only_recommending
 from rectune.errors import ConfigError
 from rectune.export.card import write_card
 from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
@@ -52,6 +53,7 @@ def export(folder: Path, overrides: list[str], to: str, output: Path | None, say
     target = TARGETS[to]
     output = output or folder / "export" / to
     settings = load_settings(folder)
+    only_recommending(run_config(folder, overrides), "export")
     check_target(target, settings.config(run_config(folder, overrides)), settings)
     _check_output(output)
     run = open_run(folder, overrides, say)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 ELLIPSIS = " … "
-_LEAST = 8
-"""Tokens that must be left of a text for its class to be told at all."""
+_LEAST = 2
+"""Tokens that must be left of a text, one at its beginning and one at its end."""
 
 
 class Spans(Protocol):

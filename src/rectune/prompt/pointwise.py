@@ -127,7 +127,7 @@ class PointwisePrompts:
             return text
         fixed = len(self._head(0)) + len(self.pieces.text(self.texts.candidate_header)) + len(self._tail)
         room = self.cutoff_len - self._answer_room - fixed
-        found = without_middle(text, room, lambda part: len(self.pieces.text(self.candidate_part(part))), self.pieces)
+        found = without_middle(text, room, lambda part: len(self.pieces.spans(self.candidate_part(part))), self.pieces)
         if found is None:
             raise DataError(
                 f"cutoff_len: got {self.cutoff_len}, but rubric and question alone take {fixed + self._answer_room} "
