@@ -274,3 +274,33 @@ def test_a_16_bit_type_that_cannot_hold_the_weights_is_refused(stream_run: Path,
         adapted.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight[0, 0] = 1e5
     with pytest.raises(ModelError, match=r"up_proj: its merged weight is beyond what torch.float16 can hold"):
         merge_adapter(adapted, torch.float16)
+
+
+def test_four_bits_are_quantised_from_the_merged_model_and_refused_where_they_move_too_much(
+    stream_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model has too few weights for 4 bits."""
+    from rectune.export import quantised
+    from rectune.export.parity import Tolerance
+
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(ModelError, match="merged-4bit, by transformers: does not answer as the trained model"):
+        export(stream_run, [], "merged-4bit", tmp_path / "out", silent)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(quantised, "FOUR_BITS", Tolerance(share=9, floor=0, rank=-1))
+    folder, _ = exported(stream_run, "merged-4bit", tmp_path / "out")
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert settings["bnb_4bit_quant_type"] == "nf4" and settings["bnb_4bit_use_double_quant"]
+    assert not (folder / "whole").exists() and (folder / "tokenizer.json").is_file()
+
+
+def test_a_qlora_adapter_goes_into_the_16_bit_base_and_the_shift_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = make_run(use_qlora=True, bf16=True)
+    folder, lines = exported(run, "merged", tmp_path / "out")
+    assert any("into the base model in 16 bits, never into the 4-bit weights" in line for line in lines)
+    (shift,) = [line for line in lines if line.startswith("shift from the 4-bit model")]
+    (check,) = [line for line in lines if line.startswith("check: merged")]
+    largest = [float(re.findall(r"largest difference (\S+) in log-odds", line)[0]) for line in (shift, check)]
+    assert largest[0] > 2 * largest[1]
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())

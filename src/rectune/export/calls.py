@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rectune.export.targets import ADAPTER, CLASSIFIER, MERGED_4BIT, Target
+from rectune.export.targets import ADAPTER, CLASSIFIER, GGUF, MERGED_4BIT, Target
 from rectune.prompt.events import Event
 from rectune.score.open_run import OpenRun
 
@@ -43,6 +43,13 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
 logits = model(**tokenizer(prompt, return_tensors="pt"), logits_to_keep=1).logits[0, -1].detach().float()
 """
+_LLAMA = """
+import llama_cpp, numpy
+
+model = llama_cpp.Llama(folder + "/FILE", n_ctx=CONTEXT, verbose=False)
+model.eval(model.tokenize(prompt.encode(), add_bos=True, special=True))
+logits = numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
+"""
 _CROSS = """
 import torch
 from sentence_transformers import CrossEncoder
@@ -74,6 +81,14 @@ def call_of(target: Target, run: OpenRun, scoring: dict[str, Any]) -> str:
             + "\n`model.rank(query, documents)` ranks a user's candidates; the order needs no offset. In vLLM (not run "
             f"here): `vllm serve FOLDER --runner pooling --pooler-config '{offset}'`, then `/score` or `/rerank` with "
             "the written query as query and the written documents as documents. Both apply the sigmoid themselves."
+        )
+    if target.name == GGUF:
+        file = f"model-{next(iter(scoring['check']))}.gguf"
+        return (
+            _python(_WRITE, _LLAMA.replace("FILE", file).replace("CONTEXT", str(scoring["cutoff_len"] + 8)), _READ)
+            + "\n`ollama create NAME -f Modelfile` takes it into Ollama (not run here); ask `/api/generate` with the "
+            "written prompt and `logprobs`. In llama.cpp's own server ask `/completion` with the written prompt, "
+            "`n_predict: 1` and `n_probs`. A chat endpoint would write another prompt."
         )
     note = "\nThe weights are in 4 bits (bitsandbytes NF4), which `config.json` says.\n" * (target.name == MERGED_4BIT)
     return _python(_WRITE, _MERGED, _READ) + note

@@ -75,3 +75,45 @@ def ask_classifier(folder: Path, texts: Sequence[str], device: torch.device) -> 
             kept = {name: value.to(model.device) for name, value in batch.items() if name != "token_type_ids"}
             found[chosen] = model(**kept, use_cache=False).logits[:, 0].float().cpu().double().numpy()
     return found
+
+
+def ask_gguf(file: Path, whole: Path, texts: Sequence[str], words: Verbalizer, device: torch.device) -> Floats:
+    """Log-odds by transformers' reader of GGUF, which widens its weights.
+
+    Its reader of tokenizers knows only some rules for words, and that of configurations no size of heads, so these two
+    come from the model that the file was made of.
+
+    Args:
+        file: the GGUF.
+        whole: the merged model that it was made of.
+        texts, words: the prompts, and the label tokens.
+        device: where to ask.
+    """
+    quiet_libraries()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, config=AutoConfig.from_pretrained(whole), dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True), device_map={"": str(device)},
+    )  # fmt: skip
+    return _causal(model.eval(), AutoTokenizer.from_pretrained(whole), texts, words)
+
+
+def ask_llama_cpp(file: Path, texts: Sequence[str], words: Verbalizer) -> tuple[Floats, list[list[int]]]:
+    """Log-odds by llama.cpp itself, and the tokens that it found in each text."""
+    import llama_cpp
+
+    from rectune.export.quantise import silence
+
+    silence()
+    vocabulary = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    tokens = [vocabulary.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
+    longest = max(map(len, tokens)) + 1
+    model = llama_cpp.Llama(str(file), n_ctx=longest, n_batch=longest, verbose=False)
+    found = []
+    for ids in tokens:
+        model.reset()
+        model.eval(ids)
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
+        found.append(float(logits[words.positive_id]) - float(logits[words.negative_id]))
+    return np.array(found, dtype=np.float64), tokens

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rectune.config_classify import only_recommending
 from rectune.errors import ConfigError
 from rectune.export.card import write_card
 from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
+from rectune.export.gguf import Q8_0
 from rectune.export.pairs import pairs_of
 from rectune.export.prompt_template import template_of
+from rectune.export.quantised import check_bitsandbytes, check_gguf, export_4_bits, export_gguf
 from rectune.export.scoring_file import FILE_NAME, write_scoring
-from rectune.export.targets import ADAPTER, CLASSIFIER, MERGED, TARGETS, check_target, writes_rates
+from rectune.export.targets import ADAPTER, CLASSIFIER, GGUF, MERGED, MERGED_4BIT, TARGETS, check_target, writes_rates
 from rectune.files import atomic_folder
 from rectune.score.open_run import open_run, run_config
 from rectune.score.settings import RATES, load_settings
 
 Say = Callable[[str], None]
 
-_MAKE = {ADAPTER: export_adapter, MERGED: export_merged, CLASSIFIER: export_classifier}
+_MAKE = {
+    ADAPTER: export_adapter, MERGED: export_merged, MERGED_4BIT: export_4_bits, CLASSIFIER: export_classifier,
+}  # fmt: skip
 
 
 def _check_output(output: Path) -> None:
@@ -32,7 +37,9 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {output} is there and is no export of rectune; choose another folder")
 
 
-def export(folder: Path, overrides: list[str], to: str, output: Path | None, say: Say) -> Path:
+def export(
+    folder: Path, overrides: list[str], to: str, output: Path | None, say: Say, kinds: Sequence[str] = (Q8_0,)
+) -> Path:
     """Export a run, check it, and only then give it its name.
 
     Args:
@@ -41,12 +48,14 @@ def export(folder: Path, overrides: list[str], to: str, output: Path | None, say
         to: a name of `TARGETS`.
         output: the folder to write; None is RUN/export/TARGET.
         say: prints one line.
+        kinds: of a GGUF, any of f16, q8_0 and q4_k_m.
 
     Returns:
         The folder written: the export, `scoring.json` and a model card.
 
     Raises:
         ConfigError: the form cannot say what the run's answers are made of, or the output holds something else.
+        ResourceError: a package that the form needs is not installed.
         ModelError: a part of the run is missing or damaged, or the export does not answer as the run does; nothing is
             left behind then.
     """
@@ -56,7 +65,11 @@ def export(folder: Path, overrides: list[str], to: str, output: Path | None, say
     only_recommending(run_config(folder, overrides), "export")
     check_target(target, settings.config(run_config(folder, overrides)), settings)
     _check_output(output)
+    if to == MERGED_4BIT:
+        check_bitsandbytes()
     run = open_run(folder, overrides, say)
+    if to == GGUF:
+        check_gguf(run, kinds)
     template = template_of(run.prompts)
     pairs = pairs_of(run, template, say)
     say(
@@ -71,7 +84,8 @@ def export(folder: Path, overrides: list[str], to: str, output: Path | None, say
         )
     trained = ask_trained(run, run.model, pairs)
     with atomic_folder(output) as temporary:
-        parity = _MAKE[to](run, temporary, pairs, trained, say)
+        make = partial(export_gguf, kinds=kinds) if to == GGUF else _MAKE[to]
+        parity = make(run, temporary, pairs, trained, say)
         if writes_rates(run.config) and settings.rates is not None:
             (temporary / RATES).write_bytes(settings.rates)
         scoring = write_scoring(temporary, run, template, target, parity)
