@@ -35,6 +35,9 @@ def prepare(
     purchases: Annotated[bool, typer.Option("--purchases", help="FILE: each row is something chosen.")] = False,
     title: Annotated[str | None, typer.Option(metavar="COLUMN", help="FILE: what the item is called.")] = None,
     category: Annotated[str | None, typer.Option(metavar="COLUMN", help="FILE: the item's categories.")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="FILE: texts to be classified; --label has their classes.")
+    ] = None,
     split: Annotated[str | None, typer.Option(metavar="COLUMN", help="FILE: a split of its own.")] = None,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="FILE: a second table, a row an item.")] = None,
     items_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="The item ids in --items.")] = None,
@@ -61,13 +64,29 @@ def prepare(
         from rectune.data.prepare import prepare as stage
         from rectune.shipped import find_config
 
-        idle: dict[str, object] = {**columns, "purchases": purchases, "items": items, "items-id": items_id}
+        idle: dict[str, object] = {
+            **columns,
+            "text": text,
+            "purchases": purchases,
+            "items": items,
+            "items-id": items_id,
+        }
         named = [name for name, value in idle.items() if value]
         if named:
             raise ConfigError(
                 f"--{named[0]}: is for a table without a configuration; in {source} set the key that says so"
             )
         stage(load_config(find_config(source), extra), force=force, say=say)
+        return
+    if text is not None:
+        from rectune.prepare_texts import prepare_texts
+
+        others = {"item": item, "time": time, "rating": rating, "title": title, "category": category,
+                  "purchases": purchases, "items": items, "items-id": items_id}  # fmt: skip
+        named = [name for name, value in others.items() if value]
+        if named:
+            raise ConfigError(f"--{named[0]}: does nothing beside --text, since a text is no item of a user")
+        prepare_texts(source, text, label, split, user, extra, force, say)
         return
     from rectune.prepare_file import Given, prepare_file
 

@@ -100,7 +100,7 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     purchases = first.label_from == "purchases"
     for line in warnings(found, read.nouns, ordered, purchases):
         say(f"warning: {line}")
-    base, machine = _machine()
+    base, machine = kind_of_machine()
     say(f"settings: those of {base}.yaml, since {machine}")
     settings = yaml.safe_load((FOLDER / f"{base}.yaml").read_text(encoding="utf-8"))
     name = first.dataset_name()
@@ -127,7 +127,7 @@ def prepare_file(file: Path, given: Given, overrides: list[str], force: bool, sa
     all_values = {**settings, **values}
     config = parse_config(all_values, "what is proposed")
     target = config.dataset_folder().parent / f"{config.dataset_folder().name}.yaml"
-    _write(target, _text(all_values, target, file, base, machine, read), force)
+    write_config(target, _text(all_values, target, file, base, machine, read), force)
     say(f"written: {target}")
     prepare(config, force=force, say=say, read=read)
     trained = load_meta(config.dataset_folder())["splits"][c.TRAIN]
@@ -193,7 +193,7 @@ def _named(columns: Columns) -> dict[str, Any]:
     return values
 
 
-def _machine() -> tuple[str, str]:
+def kind_of_machine() -> tuple[str, str]:
     """The shipped configuration that fits this machine, and why."""
     from rectune.model.device import choose_device
 
@@ -219,7 +219,7 @@ def _cutoff(config: Config, read: Source, rows: pl.DataFrame, most: int, say: Sa
     step = max(1, len(texts) // _SAMPLE)
     lines = [f"{text}{config.stream_cue} {config.positive_label}\n" for text in texts[::step]]
     head = "\n".join([texts_for(config).system, texts_for(config).stream_header])
-    tokenizer = _tokenizer(config)
+    tokenizer = tokenizer_at_hand(config)
     if tokenizer is None:
         sizes = [len(line) / _CHARACTERS for line in lines]
         start, by = len(head) / _CHARACTERS, f"by characters, about {_CHARACTERS:g} a token, since no tokenizer is here"
@@ -235,7 +235,7 @@ def _cutoff(config: Config, read: Source, rows: pl.DataFrame, most: int, say: Sa
     return cutoff, f"{mean:.1f} tokens an event on average ({by}), {events:.0f} events of a user at p90"
 
 
-def _tokenizer(config: Config) -> Any:
+def tokenizer_at_hand(config: Config) -> Any:
     """The model's tokenizer where it is here already; None where it would have to be fetched."""
     from rectune.model.load import load_tokenizer
 
@@ -285,7 +285,7 @@ def _text(values: dict[str, Any], target: Path, file: Path, base: str, machine: 
     )
 
 
-def _write(target: Path, text: str, force: bool) -> None:
+def write_config(target: Path, text: str, force: bool) -> None:
     """Write the configuration, but not over one that is not what would be written.
 
     Raises:

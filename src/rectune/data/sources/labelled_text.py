@@ -72,6 +72,15 @@ def text_column(config: Config, table: TableFile, also: Sequence[str] = ()) -> s
     return _column(config, "text_column", _TEXT_NAMES, table)
 
 
+def label_column(config: Config, table: TableFile) -> str:
+    """The column of labels of a table: the configuration's, or one found by its name.
+
+    Raises:
+        DataError: there is none, or several would do.
+    """
+    return _column(config, "label_column", _LABEL_NAMES, table)
+
+
 def as_lines(texts: pl.Series) -> pl.Series:
     """Texts on one line each, as prompts have them; null where nothing is left.
 
@@ -140,7 +149,7 @@ def read_labelled_text(config: Config, path: Path, say: Say, columns: Columns | 
     if table.notes:
         say(f"{path.name}: {', '.join(table.notes)}")
     text = columns.text if columns else _column(config, "text_column", _TEXT_NAMES, table)
-    label = columns.label if columns else _column(config, "label_column", _LABEL_NAMES, table)
+    label = columns.label if columns else label_column(config, table)
     aliases = columns.aliases if columns else {}
     if text == label:
         raise DataError(f"{path.name}: text_column and label_column are both {text!r}; name two columns")
