@@ -1,12 +1,13 @@
 # make demo    install into .venv and run the main job on the CPU, from ratings to a report
 # make test    install and run the tests
 # make check   lint and types
+# make audit   known vulnerabilities of the pinned packages (needs the network)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo qwen3 install dev check format test test-slow test-gpu clean
+.PHONY: demo qwen3 install dev check format test test-slow test-gpu audit clean
 
 demo: install
 	$(BIN)/rectune run demo_cpu
@@ -53,6 +54,11 @@ test-slow: dev
 
 test-gpu: dev
 	$(BIN)/pytest -m gpu
+
+# Known vulnerabilities of the pinned packages; asks a public database, so it needs the network and is not part of CI.
+audit: $(VENV)/bin/python
+	$(PIP) install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

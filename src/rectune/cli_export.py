@@ -44,6 +44,9 @@ def export(
         typer.Option(help="With --to gguf: q8_0 if left out; may be given several times. q4_k_m needs llama.cpp."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/TARGET.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this private repository of the model hub.")
+    ] = None,
 ) -> None:
     """The tuned model for other programs, checked against the trained one on 200 pairs before it gets its name."""
     from rectune.export.export import export as stage
@@ -51,4 +54,4 @@ def export(
     if gguf_type and to is not To.GGUF:
         raise ConfigError("--gguf-type: does nothing without --to gguf; leave it out")
     kinds = list(dict.fromkeys(kind.value for kind in gguf_type or [GgufType.Q8_0]))
-    stage(run, overrides or [], to.value, output, say, kinds)
+    stage(run, overrides or [], to.value, output, say, kinds, push_to_hub)

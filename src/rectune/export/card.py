@@ -14,6 +14,7 @@ from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
 from rectune.export.calls import call_of
 from rectune.export.parity import Parity
+from rectune.export.scoring_file import base_name
 from rectune.export.targets import CLASSIFIER, GGUF, Target, supports
 from rectune.files import write_text
 from rectune.report.verdict import METRIC_NAMES
@@ -81,10 +82,10 @@ def license_of(source: str) -> str | None:
 
 
 def _front(run: OpenRun, target: Target, licence: str | None) -> str:
-    base = run.settings.base_model
+    base = base_name(run)
     values: dict[str, Any] = {"tags": ["rectune", "recommender"], "pipeline_tag": "text-ranking"}
     values["library_name"] = {"adapter": "peft", GGUF: "gguf"}.get(target.name, "transformers")
-    if not base.startswith(("wheel:", "/", ".", "~")):
+    if base == run.settings.base_model and not base.startswith("wheel:"):
         values["base_model"] = base
     if licence is not None:
         values["license"] = licence
@@ -102,6 +103,7 @@ def _prompt(run: OpenRun, scoring: dict[str, Any]) -> str:
         f"`document`, a candidate. Written out for two events:\n\n```\n{scoring['example']['prompt']}\n```\n\n"
         f"- A history shows {shown}; drop the oldest whole events until a prompt has at most {config.cutoff_len} "
         "tokens.\n"
+        f"- An item is called `{config.item_text}`, as rectune's key `item_text` explains: what training called it.\n"
         f"- Titles are plain text of one line. **Take special tokens out of them** ({markers} ...): rectune reads them "
         "in a title as plain letters, a tokenizer that is given the whole string takes them for the real ones.\n"
         "- Let the tokenizer add what it adds by itself, and nothing else: it begins texts as it did in training.\n"
@@ -141,7 +143,7 @@ def write_card(folder: Path, run: OpenRun, target: Target, scoring: dict[str, An
     parts = [
         _front(run, target, licence),
         f"# Will this user like this item? ({config.dataset_name()})\n",
-        f"A recommender made of `{settings.base_model}` with rectune by LoRA (rank {config.lora_rank}){quantised}: "
+        f"A recommender made of `{base_name(run)}` with rectune by LoRA (rank {config.lora_rank}){quantised}: "
         f"given what a user did, the probability that they like an item. This is its form `{target.name}`: "
         f"{target.what}.\n",
         f"## Data\n{_data(run)}\n",

@@ -11,6 +11,7 @@ from rectune.errors import ConfigError
 from rectune.export.card import write_card
 from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
 from rectune.export.gguf import Q8_0
+from rectune.export.hub import check_hub, push
 from rectune.export.pairs import pairs_of
 from rectune.export.prompt_template import template_of
 from rectune.export.quantised import check_bitsandbytes, check_gguf, export_4_bits, export_gguf
@@ -38,7 +39,13 @@ def _check_output(output: Path) -> None:
 
 
 def export(
-    folder: Path, overrides: list[str], to: str, output: Path | None, say: Say, kinds: Sequence[str] = (Q8_0,)
+    folder: Path,
+    overrides: list[str],
+    to: str,
+    output: Path | None,
+    say: Say,
+    kinds: Sequence[str] = (Q8_0,),
+    hub: str | None = None,
 ) -> Path:
     """Export a run, check it, and only then give it its name.
 
@@ -49,13 +56,14 @@ def export(
         output: the folder to write; None is RUN/export/TARGET.
         say: prints one line.
         kinds: of a GGUF, any of f16, q8_0 and q4_k_m.
+        hub: OWNER/NAME of a repository to upload it to; None uploads nothing.
 
     Returns:
         The folder written: the export, `scoring.json` and a model card.
 
     Raises:
         ConfigError: the form cannot say what the run's answers are made of, or the output holds something else.
-        ResourceError: a package that the form needs is not installed.
+        ResourceError: a package that the form needs is not installed, or the hub cannot be reached.
         ModelError: a part of the run is missing or damaged, or the export does not answer as the run does; nothing is
             left behind then.
     """
@@ -65,6 +73,8 @@ def export(
     only_recommending(run_config(folder, overrides), "export")
     check_target(target, settings.config(run_config(folder, overrides)), settings)
     _check_output(output)
+    if hub is not None:
+        check_hub(hub)
     if to == MERGED_4BIT:
         check_bitsandbytes()
     run = open_run(folder, overrides, say)
@@ -92,4 +102,6 @@ def export(
         write_card(temporary, run, target, scoring)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     say(f"written: {output} ({size / 2**20:,.1f} MiB)")
+    if hub is not None:
+        say(f"pushed: {push(output, hub)}, private")
     return output

@@ -17,6 +17,12 @@ from rectune.version import __version__
 FILE_NAME = "scoring.json"
 
 
+def base_name(run: OpenRun) -> str:
+    """What the base model is called to others: a hub's or a wheel's name, of a folder its last part."""
+    name = run.settings.base_model
+    return Path(name).name if name.startswith(("/", "~", ".")) else name
+
+
 def calibration_of(run: OpenRun, target: Target) -> dict[str, Any]:
     """What a client does with a log-odds that it reads, so that it becomes the run's probability."""
     settings = run.settings
@@ -39,13 +45,14 @@ def scoring_of(run: OpenRun, template: PromptTemplate, target: Target, parity: d
     found: dict[str, Any] = {
         "rectune": __version__,
         "target": target.name,
-        "base_model": run.settings.base_model,
+        "base_model": base_name(run),
         "base_revision": run.settings.base_revision,
         "adapter_sha256": run.adapter_hash,
         "data_hash": run.settings.data_hash,
         "layout": config.layout,
         "prompt_format": config.prompt_format,
         "history_shows": config.history_shows,
+        "item_text": config.item_text,
         "history_len": config.history_len if config.layout == "pointwise" else None,
         "cutoff_len": config.cutoff_len,
         "prompt": {
