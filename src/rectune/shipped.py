@@ -60,7 +60,7 @@ def _choices(kind: Any) -> list[str]:
     return [_WORDS[kind]]
 
 
-def _allowed(field: FieldInfo) -> str:
+def allowed_values(field: FieldInfo) -> str:
     """What a key takes: its values, or its type with its bounds."""
     bounds = [
         f"{sign} {getattr(part, name)}"
@@ -75,6 +75,7 @@ def _allowed(field: FieldInfo) -> str:
 def describe_keys() -> str:
     """Every key with its default, its meaning and what it takes."""
     return "\n".join(
-        f"{name}: {field.default!s}\n    {' '.join((field.description or '').split())}\n    allowed: {_allowed(field)}"
+        f"{name}: {field.default!s}\n    {' '.join((field.description or '').split())}\n"
+        f"    allowed: {allowed_values(field)}"
         for name, field in Config.model_fields.items()
     )
