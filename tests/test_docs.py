@@ -103,6 +103,14 @@ def test_links_between_files_lead_somewhere(document: Path) -> None:
     assert not [target for target in documents.links(document) if not (document.parent / target).exists()]
 
 
+def _told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
 def _run_blocks(page: str, mark: str) -> dict[str, Any]:
     """The names that the one Python block with this text defines."""
     (code,) = [
@@ -120,9 +128,8 @@ def test_the_tour_runs_as_far_as_it_needs_no_model(
     tour = blocks(REPO / "docs" / "tour.md")
     _run_blocks("tour.md", "log.csv")
     (line,) = [line for line in commands(REPO / "docs" / "tour.md") if line.startswith("rectune prepare log.csv")]
-    main(documents.split_command(line)[0][1:])
+    said = _told(documents.split_command(line)[0][1:], capsys)
     (shown,) = [block.text for block in tour if block.language == "text" and block.text.startswith("source: log.csv")]
-    said = capsys.readouterr().out
     machine = re.compile(r"settings: .*|proposed: cutoff_len .*")  # which depend on card, threads and tokenizer
     assert machine.sub("", said).splitlines() == machine.sub("", shown).splitlines()
     assert (tmp_path / "data" / "log.yaml").is_file()
@@ -166,14 +173,6 @@ def test_the_baseline_of_the_page_on_extending_answers_by_decades() -> None:
     (found,) = decades.score(log, asked, [asked], {"years": 10}, 0)
     rate = (1 + 5 / 3) / (2 + 5)  # one like in two events of the eighties, beside five events' worth of the mean, 1/3
     assert found == pytest.approx([np.log(rate / (1 - rate))])
-
-
-def _told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    try:
-        main(arguments)
-    except SystemExit as end:
-        assert not end.code, capsys.readouterr().err
-    return capsys.readouterr().out
 
 
 def test_the_cheap_commands_of_the_documents_run(tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]) -> None:
