@@ -20,6 +20,8 @@ from rectune.baselines.sequential_input import Blocks, RatingScale
 from rectune.config import Config, parse_config
 from rectune.data.candidate_sets import draw, history_at
 from rectune.data.folder import own_events
+from rectune.data.prepare import prepare
+from rectune.errors import ConfigError, DataError
 from rectune.prompt.augment import Augment
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import EventHistories, encode, encode_pointwise, encode_stream, sample_rows
@@ -28,6 +30,7 @@ from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.stream import StreamPrompts
 from rectune.report.baselines import measure_baselines
 from rectune.report.evaluate import evaluate
+from rectune.report.infer import question
 from rectune.score.open_run import open_run
 from rectune.score.pairs import histories as pair_histories
 from rectune.score.recommender import Recommender
@@ -251,12 +254,18 @@ def test_it_trains_is_measured_and_asks_every_model_the_same(
     bought = own_events(data.events).filter(pl.col("user_id") == "p0")["item_id"].to_list()
     assert recommender.events_of("p0")["item_id"].to_list() == bought
     assert not set(bought) & {item.item_id for item in recommender.recommend("p0", k=5)}
+    # What stands in a history was bought, so that need not be said.
+    plain, told = (recommender.score(history, ["Thing 5"]) for history in (["Thing 1"], [("Thing 1", True)]))
+    assert plain == told
+    record = json.loads((data.folder / "test_raw.jsonl").read_text().splitlines()[-1])
+    asked = question(opened, record, "here").prompt.tokens
+    del record["history_labels"], record["history_ratings"]
+    assert record["history_titles"] and question(opened, record, "here").prompt.tokens == asked
+    with pytest.raises(DataError, match="history, event 1: 'Thing 1' is said not to be chosen"):
+        recommender.score([("Thing 1", False)], ["Thing 5"])
 
 
 def test_another_number_or_way_of_drawing_prepares_anew_and_is_refused_beside_ratings(config: Config) -> None:
-    from rectune.data.prepare import prepare
-    from rectune.errors import ConfigError
-
     said: list[str] = []
     root = config.dataset_dir.parent / "other"  # type: ignore[union-attr]
     first = config.with_overrides(dataset_dir=root)

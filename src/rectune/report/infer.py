@@ -109,15 +109,15 @@ def _label(run: OpenRun, word: Any, where: str) -> int | None:
 
 
 def _history_labels(run: OpenRun, record: dict[str, Any], ratings: list[float | None], where: str) -> list[int | None]:
-    """0 or 1 of each event of a record's history: its own `history_labels`, else from the ratings where labels are
-    made from these, else None."""
+    """0 or 1 of each event of a record's history: its own `history_labels`, else 1 where a history is of purchases,
+    else from the ratings where labels are made from these, else None."""
     if record.get("history_labels"):
         words = _checked(record, "history_labels", (str, int, type(None)), True, where)
         if len(words) != len(ratings):
             raise DataError(f"{where}: {len(ratings)} history_titles but {len(words)} history_labels")
         return [_label(run, word, where) for word in words]
     if run.config.label_from != "rating":
-        return [None] * len(ratings)
+        return [1 if run.config.label_from == "purchases" else None] * len(ratings)
     return [None if rating is None else int(rating >= run.config.rating_threshold) for rating in ratings]
 
 
@@ -180,13 +180,14 @@ def question(run: OpenRun, record: dict[str, Any], where: str) -> Question:
         if len(ratings) != len(titles):
             raise DataError(f"{where}: {len(titles)} history_titles but {len(ratings)} history_ratings")
         labels = _history_labels(run, record, ratings, where)
-        missing = ratings if run.prompts.shows == "rating" else labels
+        rated = run.prompts.shows == "rating" and run.config.label_from != "purchases"
+        missing = ratings if rated else labels
         if (run.prompts.shows != "nothing" or run.settings.baselines) and None in missing:
             why = f"prompts show each title with its {run.prompts.shows}"
             why = why if run.prompts.shows != "nothing" else "baselines look at what was liked"
             raise DataError(
                 f"{where}: history_ratings: {missing.count(None)} of {len(titles)} are missing, but this run's {why}; "
-                "give a rating for every title" + ("" if run.prompts.shows == "rating" else ", or history_labels")
+                "give a rating for every title" + ("" if rated else ", or history_labels")
             )
         titles, candidate = [one_line(title) for title in titles], one_line(candidate)
         titles, candidate, items, item = _with_items(run, record, titles, candidate, where)

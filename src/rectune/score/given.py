@@ -178,8 +178,16 @@ class Given:
         )
 
     def _complete(self, name: Named, rating: float | None, label: int | None, where: str) -> Event:
-        """An event that tells what the run's prompts show; a label that is not given comes from the rating."""
+        """An event that tells what the run's prompts show; a label that is not given comes from the rating, and where
+        the run was trained on purchases it is one."""
         shows, threshold = self._run.prompts.shows, self._run.config.rating_threshold
+        if self._run.config.label_from == "purchases":
+            if label == 0:
+                raise DataError(
+                    f"{where}: {name.title[:80]!r} is said not to be chosen, but this run's histories are of what was "
+                    "chosen alone; leave it out"
+                )
+            return self._items.event(name.item_id, rating, 1, name.title)
         tells = self._run.config.label_from == "rating" and rating is not None
         if shows == "rating" and rating is None:
             raise DataError(
