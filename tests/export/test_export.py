@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,11 @@ def test_code_of_the_classifiers_card_runs(
     assert card_says(folder, capsys) == pytest.approx(own_probability(stream_run), abs=0.02)
 
 
-@pytest.mark.parametrize("to", ["merged", "classifier"])
+@pytest.mark.parametrize("to", ["merged", "merged-4bit", "gguf", "classifier"])
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"blend": ["network"]}, r"cannot add the baselines that join this run's answer \(network\)"),
         ({"prior": "item_rate"}, "cannot add this run's prior"),
         ({"init_lora_weights": "loftq", "use_qlora": True}, "would be there twice"),
     ],
@@ -163,6 +165,8 @@ def test_what_a_form_cannot_say_is_refused_before_anything_is_loaded(
     config = yaml.safe_load((stream_run / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, **keys}))
     settings = load_settings(stream_run)
+    if "blend" in keys:
+        settings = replace(settings, blend={"model": 0.5, "network": 0.5, "offset": 0.0})
     if "prior" in keys:
         settings.prompt["prior"] = keys["prior"]
     monkeypatch.setattr(stage, "load_settings", lambda _folder: settings)

@@ -17,10 +17,11 @@ from rectune.export.parity import Parity
 from rectune.export.scoring_file import base_name
 from rectune.export.targets import CLASSIFIER, GGUF, Target, supports
 from rectune.files import write_text
-from rectune.report.verdict import METRIC_NAMES
+from rectune.report.report import both_protocols
+from rectune.report.verdict import FROZEN_UAUC, METRIC_NAMES, Estimate
 from rectune.score.open_run import OpenRun
 
-_METRICS = ("auc", "uauc", "accuracy", "f1", "loss", "ece")
+_METRICS = ("auc", FROZEN_UAUC, "accuracy", "f1", "loss", "ece")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -28,12 +29,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(model: dict[str, Any], metric: str) -> str:
-    value = model["metrics"].get(metric)
-    if value is None:
+def _cell(found: Estimate | None) -> str:
+    if found is None or found.value is None:
         return ""
-    low, high = model.get("intervals", {}).get(metric) or (None, None)
-    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+    interval = f" [{found.low:.3f}, {found.high:.3f}]" if found.low is not None and found.high is not None else ""
+    return f"{found.value:.3f}{interval}"
 
 
 def _metrics(run: OpenRun) -> str:
@@ -47,15 +47,17 @@ def _metrics(run: OpenRun) -> str:
         return f"This run was exported before it was evaluated (`rectune evaluate {run.folder.name}` measures it)."
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        rows = [[name, *(_cell(model, metric) for metric in _METRICS)] for name, model in report["models"].items()]
+        rows = [
+            [name, *(_cell(found.get(metric)) for metric in _METRICS)] for name, found in both_protocols(report).items()
+        ]
         users, events, verdict = report["users"], report["rows"], report["verdict"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged ({error}); make it again with `rectune evaluate {run.folder}`") from error
     shown = _table(["model", *(METRIC_NAMES[metric] for metric in _METRICS)], rows)
     return (
-        f"{events:,} held-out events of {users:,} users, each asked about given all that came before it; 95 % "
-        "intervals by bootstrap over users. Measured on the run, not on this export, whose agreement with it is "
-        f"below.\n\n{shown}\n\n{verdict}"
+        f"{events:,} held-out events of {users:,} users, each asked about given all that came before it (frozen: given "
+        "what was known before the first of them); 95 % intervals by bootstrap over users. Measured on the run, not on "
+        f"this export, whose agreement with it is below.\n\n{shown}\n\n{verdict}"
     )
 
 
