@@ -71,7 +71,7 @@ test-gpu: dev
 # Known vulnerabilities of the pinned packages; asks a public database, so it needs the network and is not part of CI.
 audit: $(VENV)/bin/python
 	$(PIP) install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site .coverage
