@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from conftest import silent
+from conftest import silent, write_run
 from rectune.errors import DataError
 from rectune.export.card import license_of
 from rectune.export.export import export
@@ -74,3 +74,22 @@ def test_the_licence_is_that_of_the_base_models_own_card(tmp_path: Path) -> None
     for text in ("no front matter\nlicense: mit", "---\n: [\n---\n", "---\ntags: [x]\n---\n"):
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
         assert license_of(str(tmp_path)) is None
+
+
+def test_a_classifier_of_texts_is_called_one(tmp_path: Path, tiny_qwen3: Path) -> None:
+    texts = tmp_path / "posts.csv"
+    rows = [f"{number},may I turn {number} rules,{'Rules' if number % 3 else 'Other'}" for number in range(60)]
+    rows[7] = f"7,{'word ' * 400},Other"  # cut in its middle
+    texts.write_text(
+        "\n".join(["id,text,kind", *(row.replace("Rules, asked", "Rules") for row in rows)]), encoding="utf-8"
+    )
+    run = write_run(
+        tmp_path, tiny_qwen3, texts, task="classify", layout="pointwise", label_column="kind", text_column="text",
+        labels={"Rules": "R", "Other": "O"}, rubric="Does the text ask about rules?", cutoff_len=200,
+        history_len=0, test_ratio=0.5, validation_ratio=0.2,
+    )  # fmt: skip
+    lines: list[str] = []
+    card = (export(run, [], "merged", tmp_path / "out", lines.append) / "README.md").read_text(encoding="utf-8")
+    assert any(line.startswith("check: merged") for line in lines)
+    assert "# Rules or Other? (posts)" in card and "that a text is `Rules` (answered `R`)" in card
+    assert "this user" not in card and "Does the text ask about rules?" in card

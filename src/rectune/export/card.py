@@ -97,15 +97,11 @@ def _front(run: OpenRun, target: Target, licence: str | None) -> str:
 
 
 def _prompt(run: OpenRun, scoring: dict[str, Any]) -> str:
-    config = run.config
     markers = ", ".join(f"`{marker}`" for marker in list(run.prompts.pieces.special_ids)[:3])
-    shown = f"at most the last {config.history_len} events" if config.layout == "pointwise" else "as many events as fit"
     return (
         f"`scoring.json` holds the prompt as two Jinja templates: `query`, which all candidates of a user share, and "
         f"`document`, a candidate. Written out for two events:\n\n```\n{scoring['example']['prompt']}\n```\n\n"
-        f"- A history shows {shown}; drop the oldest whole events until a prompt has at most {config.cutoff_len} "
-        "tokens.\n"
-        f"- An item is called `{config.item_text}`, as rectune's key `item_text` explains: what training called it.\n"
+        f"{_content(run)}"
         f"- Titles are plain text of one line. **Take special tokens out of them** ({markers} ...): rectune reads them "
         "in a title as plain letters, a tokenizer that is given the whole string takes them for the real ones.\n"
         "- Let the tokenizer add what it adds by itself, and nothing else: it begins texts as it did in training.\n"
@@ -119,6 +115,31 @@ def _prompt(run: OpenRun, scoring: dict[str, Any]) -> str:
         f"{scoring['calibration']['temperature']:.6g} and offset {scoring['calibration']['offset']:.6g}; at "
         f"{scoring['calibration']['threshold']:.6g} or more the answer counts as a like."
     )
+
+
+def _content(run: OpenRun) -> str:
+    """What stands in a prompt, as items of a list."""
+    config = run.config
+    if config.task == "classify":
+        return (
+            f"- The text is the candidate, and there is no history; a prompt has at most {config.cutoff_len} tokens, "
+            "and of a longer text rectune leaves out the middle.\n"
+        )
+    shown = f"at most the last {config.history_len} events" if config.layout == "pointwise" else "as many events as fit"
+    return (
+        f"- A history shows {shown}; drop the oldest whole events until a prompt has at most {config.cutoff_len} "
+        "tokens.\n"
+        f"- An item is called `{config.item_text}`, as rectune's key `item_text` explains: what training called it.\n"
+    )
+
+
+def _what(run: OpenRun) -> tuple[str, str]:
+    """What the model answers: as a heading, and in a sentence."""
+    if run.config.task == "recommend":
+        return "Will this user like this item?", "given what a user did, the probability that they like an item"
+    negative, positive = run.config.classes
+    word = run.prompts.verbalizer.positive
+    return f"{positive} or {negative}?", f"the probability that a text is `{positive}` (answered `{word}`)"
 
 
 def target_is_classifier(scoring: dict[str, Any]) -> bool:
@@ -144,10 +165,9 @@ def write_card(folder: Path, run: OpenRun, target: Target, scoring: dict[str, An
     checks = "\n".join(f"- {name}: {Parity(**each).line()}" for name, each in scoring["check"].items())
     parts = [
         _front(run, target, licence),
-        f"# Will this user like this item? ({config.dataset_name()})\n",
-        f"A recommender made of `{base_name(run)}` with rectune by LoRA (rank {config.lora_rank}){quantised}: "
-        f"given what a user did, the probability that they like an item. This is its form `{target.name}`: "
-        f"{target.what}.\n",
+        f"# {_what(run)[0]} ({config.dataset_name()})\n",
+        f"Made of `{base_name(run)}` with rectune by LoRA (rank {config.lora_rank}){quantised}: {_what(run)[1]}. This "
+        f"is its form `{target.name}`: {target.what}.\n",
         f"## Data\n{_data(run)}\n",
         f"## Measured\n{_metrics(run)}\n",
         f"## The prompt\n{_prompt(run, scoring)}\n",

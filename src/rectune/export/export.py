@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from rectune.config_classify import only_recommending
+from rectune.config_classify import only_two_classes
 from rectune.errors import ConfigError
 from rectune.export.card import write_card
 from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
@@ -70,8 +70,9 @@ def export(
     target = TARGETS[to]
     output = output or folder / "export" / to
     settings = load_settings(folder)
-    only_recommending(run_config(folder, overrides), "export")
-    check_target(target, settings.config(run_config(folder, overrides)), settings)
+    given = run_config(folder, overrides)
+    only_two_classes(given, "export")
+    check_target(target, settings.config(given), settings)
     _check_output(output)
     if hub is not None:
         check_hub(hub)
