@@ -233,7 +233,8 @@ def test_it_trains_is_measured_and_asks_every_model_the_same(
 ) -> None:
     said: list[str] = []
     found = evaluate(run, [], "validation", "logits", True, said.append, QUIET, [])
-    assert found.page.is_file()
+    how = found.report["how_made"]["negatives"]
+    assert how.startswith("2 sampled for each purchase (hard)") and how in found.page.read_text()
     # Streams answer in another order than that of the table; rows and scores still belong together.
     assert any("largest difference from the scores during training, row by row: 0 " in line for line in said), said
     opened = open_run(run, [], silent)
@@ -283,3 +284,8 @@ def test_another_number_or_way_of_drawing_prepares_anew_and_is_refused_beside_ra
         said.clear()
     with pytest.raises(ConfigError, match="negatives: does nothing beside label_from: rating"):
         parse_config({"negatives": 3}, "test")
+    # Of one purchase and its negatives a user's items can be ranked.
+    alone = {"split": "leave_one_out", "metric_for_best_model": "uauc"}
+    assert parse_config({**alone, "label_from": "purchases"}, "test").split == "leave_one_out"
+    with pytest.raises(ConfigError, match="metric_for_best_model: got 'uauc' beside split: leave_one_out"):
+        parse_config(alone, "test")

@@ -71,7 +71,8 @@ def cross_checks(config: Config) -> list[str]:
             problems.append(f"{key}: got an empty word; use a short word such as Yes or No")
     if config.split not in ("leave_one_out", "column") and config.test_ratio + config.validation_ratio >= 1:
         problems.append("test_ratio: with validation_ratio it leaves nothing to train on; keep their sum below 1")
-    if config.split == "leave_one_out" and config.metric_for_best_model == "uauc":
+    alone = config.split == "leave_one_out" and config.label_from != "purchases"  # whose negatives are beside them
+    if alone and config.metric_for_best_model == "uauc":
         problems.append(
             "metric_for_best_model: got 'uauc' beside split: leave_one_out, where every user has one validation event "
             "and so none to rank; use loss or auc"

@@ -119,6 +119,7 @@ def _how_made(run: OpenRun, data: Dataset, split: str, command: str) -> dict[str
     return {
         "model": f"{run.settings.base_model} with LoRA (rank {config.lora_rank}, {config.lora_target}), {run.folder}",
         "data": f"{data.meta['name']}, {split} split by {SPLIT_BY[config.split]}, {history}",
+        **_negatives(data),
         "dataset hash": data.content_hash,
         "adapter hash": run.adapter_hash,
         "precision": f"{str(run.loaded.dtype).removeprefix('torch.')} on {run.loaded.device.type}",
@@ -140,6 +141,18 @@ def _kept_validation(run: OpenRun) -> pl.DataFrame | None:
         return pl.read_parquet(file, columns=[ROW_ID, LABEL, "log_odds"]) if file.is_file() else None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{file}: damaged ({_short(error)}); copy it from best/ in the run, or remove it") from error
+
+
+def _negatives(data: Dataset) -> dict[str, str]:
+    """Which negatives the metrics are measured among; nothing where the data has dislikes of its own."""
+    drawn = data.meta.get("negatives")
+    if drawn is None:
+        return {}
+    again = drawn["purchases_of_items_bought_before"] / max(drawn["purchases"], 1)
+    return {
+        "negatives": f"{drawn['per_purchase']} sampled for each purchase ({drawn['sampling']}), never an item that the "
+        f"user bought; {again:.1%} of the purchases are of an item bought before, which no negative is"
+    }
 
 
 def _short(error: Exception) -> str:
