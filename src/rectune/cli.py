@@ -28,6 +28,7 @@ from rectune.cli_options import (
 from rectune.cli_plan import PLAN_EXAMPLE, plan
 from rectune.cli_prepare import PREPARE_EXAMPLE, prepare
 from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
+from rectune.cli_serve import SERVE_EXAMPLE, serve
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
 from rectune.errors import ConfigError, RectuneError, ResourceError
 from rectune.files import disk_problem
@@ -347,6 +348,7 @@ def compare(
 app.command(epilog=RANK_EXAMPLE)(rank)
 app.command(epilog=RECOMMEND_EXAMPLE)(recommend)
 app.command(epilog=EXPORT_EXAMPLE)(export)
+app.command(epilog=SERVE_EXAMPLE)(serve)
 
 
 @app.command(epilog="Example: rectune watch output/demo   ·   rectune watch output/a output/b --once")

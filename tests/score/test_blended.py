@@ -122,7 +122,7 @@ def test_a_ranking_blends_what_the_baselines_say_after_that_history(run: OpenRun
     past = data.events.filter(pl.col("user_id") == user).head(8)
     history = [{"item_id": item, "rating": rating} for item, rating in past.select("item_id", "rating").iter_rows()]
     request = recommender.ask(history, [{"item_id": item} for item in items]).request
-    (odds,) = recommender._scorer.score([request])
+    (odds,) = recommender.scorer.score([request])
     met = [Met(each.item_id, each.label, each.rating) for each in request.history]
     joined = {name: run.settings.served[name].answer(met, items) for name in NAMES}
     (own,) = CandidateScorer(run, silent, calibrated=False).score([request])
@@ -130,7 +130,7 @@ def test_a_ranking_blends_what_the_baselines_say_after_that_history(run: OpenRun
     turned = recommender.ask(
         [({"item_id": each["item_id"]}, each["rating"] < 4) for each in history], [{"item_id": item} for item in items]
     ).request
-    assert not np.allclose(recommender._scorer.score([turned])[0], odds, atol=1e-3)
+    assert not np.allclose(recommender.scorer.score([turned])[0], odds, atol=1e-3)
 
 
 def test_a_report_shows_the_model_alone_and_the_baselines_without_it(trained: Path, run: OpenRun) -> None:

@@ -354,11 +354,11 @@ def test_the_pool_grows_with_what_is_asked_for(pointwise: Recommender, monkeypat
 
 
 def test_a_named_user_pays_for_new_events_only(stream: Recommender) -> None:
-    stream._scorer.trunks.clear()
+    stream.scorer.trunks.clear()
     first = stream.score(HISTORY[:2], CANDIDATES, user="ann")
-    assert len(stream._scorer.trunks) == 1
+    assert len(stream.scorer.trunks) == 1
     later = stream.score(HISTORY, CANDIDATES, user="ann")
-    assert len(stream._scorer.trunks) == 1
+    assert len(stream.scorer.trunks) == 1
     assert later == pytest.approx(stream.score(HISTORY, CANDIDATES), abs=1e-5) and first != later
 
 

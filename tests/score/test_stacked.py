@@ -87,13 +87,13 @@ def test_a_ranking_adds_what_the_stack_says_after_that_history(run: OpenRun, tra
     history = [({"item_id": item}, bool(label)) for item, label in past.select("item_id", "label").iter_rows()]
     items = data.events["item_id"].gather(rows[mine]).to_list()
     with_prior = recommender.ask(history, [{"item_id": item} for item in items]).request
-    odds = recommender._scorer.score([with_prior])[0]
+    odds = recommender.scorer.score([with_prior])[0]
     stacked = run.settings.served["stack"]
     expected = stacked.score(log, ask(log, rows, FROZEN))[mine]
     plain = stacked.answer([Met(event.item_id, event.label) for event in with_prior.history], items)
     np.testing.assert_allclose(plain, expected)
     flipped = recommender.ask([(item, not label) for item, label in history], [{"item_id": items[0]}]).request
-    assert recommender._scorer.score([flipped])[0][0] != pytest.approx(odds[0], abs=1e-6)
+    assert recommender.scorer.score([flipped])[0][0] != pytest.approx(odds[0], abs=1e-6)
 
 
 def test_a_report_compares_with_the_very_prior_and_holds_both_protocols(trained: Path, config: Config) -> None:

@@ -24,7 +24,11 @@ _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answe
 
 
 class Pieces:
-    """Token ids of plain text and of special tokens, each distinct text tokenised once."""
+    """Token ids of plain text and of special tokens, each distinct text tokenised once.
+
+    Attributes:
+        held: characters of the texts whose ids are kept.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -41,6 +45,7 @@ class Pieces:
         definition.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         self._plain = Tokenizer.from_str(json.dumps(definition))
         self._ids: dict[str, list[int]] = {}
+        self.held = 0
         self._check_plain(tokenizer)
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
@@ -75,17 +80,23 @@ class Pieces:
                     f"the text {broken} holds half a character (a lone surrogate such as \\ud83d); write it as UTF-8"
                 ) from error
             self._ids[text] = ids
+            self.held += len(text)
         return ids
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of plain text begins and ends in it, in characters; a token may be a part of one."""
         return [(begin, end) for begin, end in self._plain.encode(text, add_special_tokens=False).offsets]
 
+    def forget(self) -> None:
+        """Keep nothing of what was tokenised so far; for whoever meets new texts without end."""
+        self._ids, self.held = {}, 0
+
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise many texts at once on all cores."""
         new = list(dict.fromkeys(text for text in texts if text not in self._ids))
         for text, encoding in zip(new, self._plain.encode_batch_fast(new, add_special_tokens=False), strict=True):
             self._ids[text] = encoding.ids
+            self.held += len(text)
 
     def template(self, text: str) -> list[int]:
         """Ids of text from the template itself, in which special tokens count."""

@@ -160,6 +160,19 @@ class CandidateScorer:
             )
         return found
 
+    def tokens(self, request: Request) -> tuple[int, list[int]]:
+        """How many tokens a request's history takes, and each of its candidates behind it.
+
+        Raises:
+            DataError: a prompt does not fit `cutoff_len` even without history.
+        """
+        own, trunk = [0] * len(request.candidates), 0
+        for fan in self._fans(request):
+            trunk = max(trunk, len(fan.trunk))
+            for place, branch in zip(fan.which, fan.branches, strict=True):
+                own[place] = len(branch)
+        return trunk, own
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
         model = self.run.model

@@ -18,6 +18,8 @@ from rectune.score.open_run import OpenRun
 Unknown = Literal["error", "text"]
 _LIKED, _DISLIKED = ("yes", "like", "liked", "true"), ("no", "dislike", "disliked", "false")
 _HUGE = 1e300
+_TELLS = 1000
+"""Titles of no catalog that are told of; a service meets new ones for ever."""
 _WHOLE, _NUMBER = (int, np.integer), (int, float, np.integer, np.floating)
 _ITEM_KEYS, _EVENT_KEYS = ("title", "item_id"), ("title", "item_id", "rating", "label")
 
@@ -132,7 +134,7 @@ class Given:
             text = self._items.text(item, title)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        if len(self._titles) and title not in self._told:
+        if len(self._titles) and title not in self._told and len(self._told) < _TELLS:
             self._told.add(title)
             self._say(f"{where}: {title[:80]!r} is not in the catalog; the model is asked about it as {text!r}")
         return Named(item, title)

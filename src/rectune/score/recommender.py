@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from rectune.baselines.prior import prior_of
-from rectune.baselines.retrieve import DEFAULT, Retriever, fit
+from rectune.baselines.retrieve import DEFAULT, Retrieved, Retriever, fit
 from rectune.config import Config, load_config, parse_override
 from rectune.config_classify import only_recommending
 from rectune.data.candidate_sets import history_at
@@ -22,6 +22,7 @@ from rectune.data.titles import Titles
 from rectune.errors import ConfigError, DataError
 from rectune.measure.classification import probability
 from rectune.prompt.dataset import Dataset, open_dataset
+from rectune.prompt.events import Event
 from rectune.score.candidates import CandidateScorer, Request
 from rectune.score.given import Asked, Given, Named, Unknown
 from rectune.score.items import Items
@@ -147,6 +148,7 @@ class Recommender:
         run: the opened run.
         data: its dataset, or None where it is missing.
         titles: its catalog's titles.
+        scorer: what scores its requests.
     """
 
     def __init__(self, run: OpenRun, data: Dataset | None, say: Say = print) -> None:
@@ -154,7 +156,7 @@ class Recommender:
         catalog = data.catalog if data is not None else pl.DataFrame(schema=CATALOG_SCHEMA)
         self.titles = Titles(catalog)
         self._items = Items(run, catalog)
-        self._scorer = CandidateScorer(run, say)
+        self.scorer = CandidateScorer(run, say)
         scale = None if data is None else rating_scale(data.events)
         self._given = Given(run, self._items, self.titles, scale, say)
         self._fitted: tuple[tuple[str, str], Retriever] | None = None
@@ -203,7 +205,7 @@ class Recommender:
             ConfigError: k is less than 1.
         """
         _at_least_one("k", k)
-        found = self._scorer.score([each.request for each in asked])
+        found = self.scorer.score([each.request for each in asked])
         rankings = []
         for each, log_odds in zip(asked, found, strict=True):
             pairs: dict[Named, float] = {}
@@ -235,7 +237,7 @@ class Recommender:
         Raises:
             ConfigError, DataError: see `Given.ask`.
         """
-        (log_odds,) = self._scorer.score([self._kept(self.ask(history, candidates, unknown), user).request])
+        (log_odds,) = self.scorer.score([self._kept(self.ask(history, candidates, unknown), user).request])
         return [float(score) for score in probability(log_odds)]
 
     def rank(
@@ -316,6 +318,19 @@ class Recommender:
             self._fitted = (retriever, as_of), fit(known, retriever, data.catalog[ITEM_ID])
         return self._fitted[1]
 
+    def past(self, user_id: str | int, as_of: str = NOW) -> list[Event]:
+        """A user's events as a request's history; see `events_of`."""
+        past = self.events_of(user_id, as_of).select(ITEM_ID, RATING, LABEL)
+        return [self._items.event(*event) for event in past.iter_rows()]
+
+    def retrieve(
+        self, user_id: str | int, pool: int, as_of: str = NOW, retriever: str = DEFAULT
+    ) -> tuple[Retrieved, Request]:
+        """The retriever's best items that a user has no event of, and the request that ranks them; see `recommend`."""
+        history = self.past(user_id, as_of)
+        found = self.fit_retriever(retriever, as_of).top(str(user_id), pool, [str(event.item_id) for event in history])
+        return found, Request(history, [self._items.candidate(item) for item in found.items], f"{as_of} {user_id}")
+
     def recommend(
         self, user_id: str | int, k: int = 10, pool: int | None = None, as_of: str = NOW, retriever: str = DEFAULT
     ) -> list[Ranked]:
@@ -342,15 +357,12 @@ class Recommender:
         _at_least_one("pool", pool)
         if pool < k:
             raise ConfigError(f"pool: got {pool}, allowed: {k} or more, since the k={k} best are taken from it")
-        past = self.events_of(user_id, as_of)
-        found = self.fit_retriever(retriever, as_of).top(str(user_id), pool, past[ITEM_ID].to_list())
+        found, request = self.retrieve(user_id, pool, as_of, retriever)
         if found.by != retriever:
             self._say(f"retriever: {retriever} knows nothing of user {user_id}; {found.by} stands in")
-        history = [self._items.event(*event) for event in past.select(ITEM_ID, RATING, LABEL).iter_rows()]
-        candidates = [self._items.candidate(item) for item in found.items]
-        (log_odds,) = self._scorer.score([Request(history, candidates, f"{as_of} {user_id}")])
+        (log_odds,) = self.scorer.score([request])
         scores = probability(log_odds)
-        order = sorted(range(len(candidates)), key=lambda at: -log_odds[at])[:k]
+        order = sorted(range(len(found.items)), key=lambda at: -log_odds[at])[:k]
         return [
             Ranked(
                 self.titles.title(found.items[at]), found.items[at], float(scores[at]), float(log_odds[at]), at + 1,

@@ -1,0 +1,178 @@
+"""From a request's body to questions for the model: checked, with the catalog's items in place of what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rectune.baselines.retrieve import Retrieved
+from rectune.data.columns import USER_ID
+from rectune.errors import DataError
+from rectune.prompt.events import Event
+from rectune.score.candidates import Request
+from rectune.score.given import Named, Unknown
+from rectune.score.recommender import POOL, Recommender
+from rectune.serve.history_text import events_of
+from rectune.serve.limits import TITLE
+from rectune.serve.schema import Pair, RecommendRequest, RerankRequest, ScoreRequest
+
+
+class TooLarge(DataError):  # noqa: N818
+    """A request that asks for more than one may."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One history with its candidates, and what the candidates are called."""
+
+    request: Request
+    names: list[Named]
+
+
+class Reader:
+    """Reads the requests of one run.
+
+    Args:
+        recommender: the run.
+        retriever: finds items for a user.
+        unknown: what to do with unknown titles where a request does not say.
+        most: candidates of a request at most.
+    """
+
+    def __init__(self, recommender: Recommender, retriever: str, unknown: Unknown, most: int) -> None:
+        self._recommender, self._retriever, self._unknown, self._most = recommender, retriever, unknown, most
+        data, words = recommender.data, recommender.run.prompts.verbalizer
+        self._users = frozenset() if data is None else frozenset(data.events[USER_ID].unique())
+        self._words = (words.positive, words.negative)
+
+    def rerank(self, body: RerankRequest) -> list[Question]:
+        """The question of a ranking.
+
+        Raises:
+            DataError: an entry cannot be read, or names nothing that is known.
+            TooLarge: more candidates than allowed.
+        """
+        name = "documents" if body.documents is not None else "candidates"
+        return [self._question(body, body.documents or body.candidates or [], name, self._or_own(body.unknown))]
+
+    def score(self, body: ScoreRequest) -> list[Question]:
+        """The question of one history, or those of the pairs in their order; see `rerank`."""
+        unknown = self._or_own(body.unknown)
+        if body.pairs is None:
+            return [self._question(body, body.candidates or [], "candidates", unknown)]
+        self._check_count("pairs", body.pairs)
+        return [
+            self._question(pair, [pair.candidate], "candidate", unknown, f"pairs, entry {at}: ")
+            for at, pair in enumerate(body.pairs, start=1)
+        ]
+
+    def recommend(self, body: RecommendRequest) -> tuple[Question, Retrieved]:
+        """The question whose candidates the retriever finds; see `rerank`.
+
+        Raises:
+            DataError: an unknown user, a pool smaller than k, or no dataset.
+        """
+        self._check_size("k", body.k)
+        pool = min(max(POOL, body.k), self._most) if body.pool is None else body.pool
+        if pool < body.k:
+            raise DataError(f"pool: got {pool}, allowed: {body.k} or more, since the k={body.k} best are taken from it")
+        self._check_size("pool", pool)
+        self._check_user(body.user_id)
+        found, request = self._recommender.retrieve(body.user_id, pool, retriever=self._retriever)
+        names = [Named(item, self._recommender.titles.title(item)) for item in found.items]
+        return Question(request, names), found
+
+    def _or_own(self, unknown: Unknown | None) -> Unknown:
+        return self._unknown if unknown is None else unknown
+
+    def _question(
+        self,
+        body: RerankRequest | ScoreRequest | Pair,
+        candidates: Sequence[Any],
+        name: str,
+        unknown: Unknown,
+        where: str = "",
+    ) -> Question:
+        self._check_count(name, candidates)
+        _check_titles(candidates, f"{where}{name}")
+        asked = self._recommender.ask(self._history(body, where), map(_as_item, candidates), unknown, where)
+        if body.user_id is None:
+            return Question(asked.request, asked.names)
+        self._check_user(body.user_id)
+        past: list[Event] = self._recommender.past(body.user_id)
+        # Under the name that `retrieve` gives, so that a history is kept once.
+        return Question(replace(asked.request, history=past, user=f"now {body.user_id}"), asked.names)
+
+    def _history(self, body: RerankRequest | ScoreRequest | Pair, where: str) -> list[Any]:
+        if body.query is not None:
+            events: list[Any] = list(events_of(body.query, self._words))
+        else:
+            events = _in_order(body.history or [], where)
+        _check_titles(events, f"{where}history")
+        return events
+
+    def _check_user(self, user: str | int) -> None:
+        # Not the recommender's own words, which name other users.
+        if str(user) not in self._users:
+            held = f"knows {len(self._users):,} users" if self._users else "has no dataset"
+            raise DataError(f"user_id: no such user (this service {held}); give a history of their events in its place")
+
+    def _check_count(self, name: str, given: Sequence[Any]) -> None:
+        self._check_size(name, len(given))
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._most:
+            raise TooLarge(f"{name}: got {size:,}, allowed: {self._most:,} in a request; send several requests")
+
+
+def _as_item(entry: Any) -> Any:
+    """A candidate as the recommender takes it: a document's text is a title."""
+    if isinstance(entry, Mapping) and "text" in entry and "title" not in entry:
+        return {"title" if key == "text" else key: value for key, value in entry.items()}
+    return entry
+
+
+def _in_order(history: Sequence[Any], where: str) -> list[Any]:
+    """Events by their timestamps, those of one timestamp as they came; as they are where none has one.
+
+    Raises:
+        DataError: some have timestamps and some have none, or one is no number.
+    """
+    timed = [isinstance(event, Mapping) and event.get("timestamp") is not None for event in history]
+    bare = [
+        {key: value for key, value in event.items() if key != "timestamp"} if isinstance(event, Mapping) else event
+        for event in history
+    ]
+    if not any(timed):
+        return bare
+    if not all(timed):
+        raise DataError(
+            f"{where}history, event {timed.index(False) + 1}: has no timestamp, but others have; give all or none"
+        )
+    times = [event["timestamp"] for event in history]
+    for at, time in enumerate(times, start=1):
+        if isinstance(time, bool) or not isinstance(time, (int, float)) or time != time:
+            raise DataError(f"{where}history, event {at}: timestamp is {str(time)[:60]!r}; give a number")
+    return [event for _, event in sorted(zip(times, bare, strict=True), key=lambda pair: pair[0])]
+
+
+def _texts(entry: Any, deep: int = 3) -> Iterable[str]:
+    """Texts in an entry; what lies deeper is no event and no item."""
+    if isinstance(entry, str):
+        yield entry
+    elif deep and isinstance(entry, (Mapping, list)):
+        for part in entry.values() if isinstance(entry, Mapping) else entry:
+            yield from _texts(part, deep - 1)
+
+
+def _check_titles(entries: Sequence[Any], where: str) -> None:
+    """Refuse texts that are no title, before anything looks for the nearest one.
+
+    Raises:
+        DataError: one is too long.
+    """
+    for at, entry in enumerate(entries, start=1):
+        longest = max(map(len, _texts(entry)), default=0)
+        if longest > TITLE:
+            raise DataError(f"{where}, entry {at}: a text of {longest:,} characters; allowed: {TITLE:,}")
