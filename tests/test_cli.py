@@ -442,14 +442,17 @@ def test_a_title_with_a_marker_in_it_trains_and_stays_text(
     shown = rectune("inspect", config, f"dataset={data}", "--show-examples", 0)
     assert shown.code == 0
     assert rectune("train", config, f"dataset={data}", "max_steps=1", "cutoff_len=600").code == 0
-    from safetensors.numpy import load_file
     from transformers import AutoTokenizer
 
+    from rectune.prompt.shards import read_shard
+
     end = AutoTokenizer.from_pretrained(tiny_qwen3).convert_tokens_to_ids("<|im_end|>")
-    for file in (tmp_path / "cache").glob("*.safetensors"):
-        trees = load_file(file)
+    files = list((tmp_path / "cache").glob("*/*.arrow"))
+    assert files
+    for file in files:
+        trees = read_shard(file)
         # The template closes the user's turn once in each prompt; no title may add to that.
-        assert (trees["tokens"] == end).sum() == len(trees["offsets"]) - 1
+        assert (trees.tokens == end).sum() == len(trees)
 
 
 @pytest.mark.parametrize("key", ["dataset", "model_name_or_path"])
@@ -502,7 +505,7 @@ def test_what_only_the_model_or_the_data_can_refuse_is_one_line_before_any_run_i
 def test_a_corrupt_cache_is_made_again_with_a_line(
     config: Path, trained: Path, rectune: Rectune, tmp_path: Path
 ) -> None:
-    files = sorted((tmp_path / "cache").glob("*.safetensors"))
+    files = sorted((tmp_path / "cache").glob("*/*.arrow"))
     before = [file.read_bytes() for file in files]
     for file in files:
         flip(file)
@@ -516,7 +519,7 @@ def test_a_corrupt_cache_is_made_again_with_a_line(
 def test_clear_cache_tokenises_again(config: Path, trained: Path, rectune: Rectune, tmp_path: Path) -> None:
     ended = rectune("train", config, f"output_dir={tmp_path / 'second'}", "--clear-cache")
     assert ended.code == 0
-    assert "tokens: cleared 4 files" in ended.out and "from the cache" not in ended.out
+    assert "tokens: cleared 2 entries" in ended.out and "from the cache" not in ended.out
 
 
 def test_a_corrupt_checkpoint_is_one_line(config: Path, trained: Path, rectune: Rectune) -> None:

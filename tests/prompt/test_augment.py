@@ -79,7 +79,7 @@ def test_a_dropped_event_of_a_stream_is_seen_by_no_later_one_and_asked_about_all
     trees = trees_of(tiny_pieces, tmp_path, layout="stream", history_drop=0.5)
     assert sorted(trees.rows.tolist()) == list(range(COUNT))
     seen = dict(zip(trees.plain().rows.tolist(), shown(tiny_pieces, trees, "stream"), strict=True))
-    hidden = Augment.of(config_of(tmp_path, history_drop=0.5)).hidden(COUNT)
+    hidden = Augment.of(config_of(tmp_path, history_drop=0.5)).hidden(np.arange(COUNT))
     assert 10 < hidden.sum() < 30
     for at in range(COUNT):
         assert seen[at] == [other for other in range(at) if not hidden[other]]

@@ -15,8 +15,9 @@ from rectune.config import Config
 from rectune.data.folder import history_slices
 from rectune.errors import DataError, ModelError
 from rectune.prompt.augment import Augment
+from rectune.prompt.cache import cache_key, clear_cache
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import cache_key, clear_cache, encode, sample_rows, split_sample
+from rectune.prompt.encode import encode, sample_rows, split_sample
 from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
@@ -42,7 +43,7 @@ def same(left: Trees, right: Trees) -> bool:
 
 
 def files(config: Config) -> list[Path]:
-    return sorted(config.preprocessing_cache_dir.glob("*.safetensors"))
+    return sorted(config.preprocessing_cache_dir.glob("*/*.arrow"))
 
 
 def test_a_second_call_reads_the_cache_and_gives_the_same_trees(tiny_config: Make, tiny_pieces: Pieces) -> None:
@@ -51,7 +52,7 @@ def test_a_second_call_reads_the_cache_and_gives_the_same_trees(tiny_config: Mak
     first = encoded(config, data, tiny_pieces, said)
     assert said == []
     assert same(encoded(config, data, tiny_pieces, said), first)
-    assert said == [f"tokens: 20 sequences from the cache {files(config)[0]}"]
+    assert said == [f"tokens: 20 sequences from the cache {files(config)[0].parent}"]
     assert first.labels.tolist() == data.events["label"].to_numpy()[first.rows].tolist()
     assert first.answer_at.tolist() == (first.lengths - 1).tolist()
 
@@ -70,11 +71,11 @@ def test_a_damaged_cache_file_is_made_again_with_a_line(tiny_config: Make, tiny_
     elif damage == "empty":
         file.write_bytes(b"")
     elif damage == "no hash":
-        file.with_suffix(".sha256").unlink()
+        file.with_suffix(".done").unlink()
     else:
-        file.with_suffix(".sha256").write_bytes(b"\xff\xfe")
+        file.with_suffix(".done").write_bytes(b"\xff\xfe")
     assert same(encoded(config, data, tiny_pieces, said), first)
-    assert said == [f"tokens: the cache file {file} is damaged; it is made again"]
+    assert said == [f"tokens: the cache {file.parent} is damaged; it is made again"]
     assert file.read_bytes() == content
     said.clear()
     encoded(config, data, tiny_pieces, said)
@@ -134,7 +135,7 @@ def test_clearing_the_cache_leaves_other_files_alone(tiny_config: Make, tiny_pie
     foreign.write_bytes(b"weights")
     clear_cache(config, said.append)
     assert sorted(config.preprocessing_cache_dir.iterdir()) == [foreign]
-    assert said == [f"tokens: cleared 2 files from {config.preprocessing_cache_dir}"]
+    assert said == [f"tokens: cleared 1 entries of {config.preprocessing_cache_dir}"]
     clear_cache(config.with_overrides(preprocessing_cache_dir="/nowhere/at/all"), said.append)
 
 

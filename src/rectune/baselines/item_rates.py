@@ -14,10 +14,12 @@ import polars as pl
 
 from rectune.config import Config
 from rectune.data.columns import ITEM_ID, LABEL, SPLIT, TEST, TIMESTAMP, USER_ID, VALIDATION
+from rectune.data.portions import Events, codes, numbers, rows_where
 
 FOLDS = 10
 """Groups of users for `other_users`: an event counts the other groups' events only, so never its own label."""
 EARLIER, OTHER_USERS = "earlier", "other_users"
+Ints = npt.NDArray[np.int64]
 _HELD_OUT = (VALIDATION, TEST)
 _EDGE = 1e-6
 """Rates stay this far from 0 and 1, so that log-odds are finite."""
@@ -41,61 +43,76 @@ class ItemRates:
         found: npt.NDArray[np.float64] = np.log(self.rate) - np.log1p(-self.rate)
         return found
 
+    def of(self, rows: npt.NDArray[np.int64]) -> ItemRates:
+        """Those of some events."""
+        return ItemRates(self.rate[rows], self.count[rows])
+
 
 def _smoothed(likes: pl.Expr, count: pl.Expr, mean: pl.Expr, strength: float) -> pl.Expr:
     return (likes + strength * mean) / (count + strength)
 
 
-def _earlier(events: pl.DataFrame, strength: float) -> pl.DataFrame:
+def _before(order: Ints, opens: npt.NDArray[np.bool_], values: Ints) -> Ints:
+    """Of each event the sum of the values of those that stand before its moment.
+
+    Args:
+        order: the events, moment after moment.
+        opens: whether each of them, so ordered, is the first of its moment.
+        values: of the events, so ordered.
+    """
+    sums = np.cumsum(values) - values
+    first = np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = sums[first]
+    return found
+
+
+def _earlier(events: Events, strength: float) -> ItemRates:
     """Counts over all events with a smaller timestamp; the mean starts from one like and one dislike."""
-    per_moment = events.group_by(ITEM_ID, TIMESTAMP).agg(pl.col(LABEL).sum().alias("likes"), pl.len().alias("count"))
-    per_item = per_moment.sort(TIMESTAMP).with_columns(
-        (pl.col("likes").cum_sum().over(ITEM_ID) - pl.col("likes")).alias("likes"),
-        (pl.col("count").cum_sum().over(ITEM_ID) - pl.col("count")).alias("count"),
-    )
-    overall = (
-        per_moment.group_by(TIMESTAMP)
-        .agg(pl.col("likes").sum(), pl.col("count").sum())
-        .sort(TIMESTAMP)
-        .select(
-            TIMESTAMP,
-            (
-                (pl.col("likes").cum_sum() - pl.col("likes") + 1) / (pl.col("count").cum_sum() - pl.col("count") + 2)
-            ).alias("mean"),
-        )
-    )
-    joined = events.select(ITEM_ID, TIMESTAMP).join(
-        per_item, on=[ITEM_ID, TIMESTAMP], how="left", maintain_order="left"
-    )
-    joined = joined.join(overall, on=TIMESTAMP, how="left", maintain_order="left")
-    return joined.select(_smoothed(pl.col("likes"), pl.col("count"), pl.col("mean"), strength).alias("rate"), "count")
+    item, time = codes(events, ITEM_ID), numbers(events, TIMESTAMP)
+    label = numbers(events, LABEL).astype(np.int64)
+    order = np.argsort(time, kind="stable")
+    new = _changes(time[order])
+    mean = (_before(order, new, label[order]) + 1) / (_before(order, new, np.ones_like(label)) + 2)
+    order = np.lexsort((time, item))
+    # What stands before an item's first event is not the item's: it is taken off again.
+    of_item = _changes(item[order])
+    new = of_item | _changes(time[order])
+    likes = _before(order, new, label[order]) - _before(order, of_item, label[order])
+    count = _before(order, new, np.ones_like(label)) - _before(order, of_item, np.ones_like(label))
+    return ItemRates((likes + strength * mean) / (count + strength), count)
 
 
-def _other_users(events: pl.DataFrame, strength: float) -> pl.DataFrame:
+def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Where a value differs from the one before it; so does the first."""
+    found = np.ones(len(values), dtype=bool)
+    found[1:] = values[1:] != values[:-1]
+    return found
+
+
+def _other_users(events: Events, strength: float) -> ItemRates:
     """Counts over the training and warm-up events of users in other folds; held-out events count all of them."""
-    users = events.select(pl.col(USER_ID).unique().sort()).with_row_index("fold")
-    folded = events.select(USER_ID, ITEM_ID, LABEL, SPLIT).join(
-        users.with_columns(pl.col("fold") % FOLDS), on=USER_ID, how="left", maintain_order="left"
-    )
-    known = folded.filter(~pl.col(SPLIT).is_in(_HELD_OUT))
-    liked, counted = pl.col(LABEL).sum(), pl.len().cast(pl.Int64)
-    total = known.group_by(ITEM_ID).agg(liked.alias("likes"), counted.alias("count"))
-    inside = known.group_by(ITEM_ID, "fold").agg(liked.alias("own_likes"), counted.alias("own_count"))
-    folds = known.group_by("fold").agg(liked.alias("fold_likes"), counted.alias("fold_count"))
-    joined = (
-        folded.join(total, on=ITEM_ID, how="left", maintain_order="left")
-        .join(inside, on=[ITEM_ID, "fold"], how="left", maintain_order="left")
-        .join(folds, on="fold", how="left", maintain_order="left")
-        .with_columns(pl.col("likes", "count", "own_likes", "own_count", "fold_likes", "fold_count").fill_null(0))
-    )
-    inner = pl.when(pl.col(SPLIT).is_in(_HELD_OUT)).then(0).otherwise(1)
-    likes, count = (pl.col(name) - inner * pl.col(f"own_{name}") for name in ("likes", "count"))
-    all_likes = int(known[LABEL].sum()) - inner * pl.col("fold_likes") + 1
-    mean = all_likes / (known.height - inner * pl.col("fold_count") + 2)
-    return joined.select(_smoothed(likes, count, mean, strength).alias("rate"), count.alias("count"))
+    item, fold = codes(events, ITEM_ID).astype(np.int64), codes(events, USER_ID) % FOLDS
+    label = numbers(events, LABEL).astype(np.int64)
+    known = np.ones(len(label), dtype=bool)
+    known[rows_where(events, pl.col(SPLIT).is_in(_HELD_OUT))] = False
+    items = int(item.max(initial=-1)) + 1
+    both = item * FOLDS + fold
+
+    def counted(weights: Ints) -> tuple[Ints, Ints]:
+        """Sums of training events: of each event's item and, if it is one of them, less those of its fold; of all."""
+        of_both = np.bincount(both[known], weights[known], items * FOLDS).astype(np.int64).reshape(items, FOLDS)
+        of_folds = of_both.sum(axis=0)
+        own = np.where(known, of_both.reshape(-1)[both], 0)
+        return of_both.sum(axis=1)[item] - own, of_folds.sum() - np.where(known, of_folds[fold], 0)
+
+    likes, all_likes = counted(label)
+    count, everything = counted(np.ones_like(label))
+    mean = (all_likes + 1) / (everything + 2)
+    return ItemRates((likes + strength * mean) / (count + strength), count)
 
 
-def item_rates(events: pl.DataFrame, source: str, strength: float) -> ItemRates:
+def item_rates(events: Events, source: str, strength: float) -> ItemRates:
     """The like-rate of each event's item, as known before the event.
 
     rate = (likes + strength * mean) / (count + strength), the posterior mean under a Beta prior around the mean.
@@ -107,13 +124,11 @@ def item_rates(events: pl.DataFrame, source: str, strength: float) -> ItemRates:
             (users in order of their ids, dealt into 10).
         strength: how many events' worth of the mean each item starts with.
     """
-    wide = events.with_columns(pl.col(LABEL).cast(pl.Int64))
-    found = _earlier(wide, strength) if source == EARLIER else _other_users(wide, strength)
-    rate = found["rate"].to_numpy()
-    return ItemRates(np.clip(rate, _EDGE, 1 - _EDGE), found["count"].cast(pl.Int64).to_numpy())
+    found = _earlier(events, strength) if source == EARLIER else _other_users(events, strength)
+    return ItemRates(np.clip(found.rate, _EDGE, 1 - _EDGE), found.count)
 
 
-def rate_table(events: pl.DataFrame, strength: float) -> pl.DataFrame:
+def rate_table(events: Events, strength: float) -> pl.DataFrame:
     """The like-rates at the end of training, for candidates that are no event of the dataset.
 
     Held-out events are not counted, from whichever source the events' own rates come: they are what a file of test
@@ -126,7 +141,8 @@ def rate_table(events: pl.DataFrame, strength: float) -> pl.DataFrame:
     Returns:
         item_id, rate, count; the row whose item_id is null is an item that nobody has rated.
     """
-    known = events.filter(~pl.col(SPLIT).is_in(_HELD_OUT)).with_columns(pl.col(LABEL).cast(pl.Int64))
+    wanted = events.lazy().filter(~pl.col(SPLIT).is_in(_HELD_OUT)).select(ITEM_ID, pl.col(LABEL).cast(pl.Int64))
+    known = wanted.collect()
     mean = (float(known[LABEL].sum()) + 1) / (known.height + 2)
     table = known.group_by(ITEM_ID).agg(pl.col(LABEL).sum().alias("likes"), pl.len().cast(pl.Int64).alias("count"))
     rate = _smoothed(pl.col("likes"), pl.col("count"), pl.lit(mean), strength).clip(_EDGE, 1 - _EDGE)

@@ -14,8 +14,9 @@ from rectune.data.folder import META, load_catalog, load_events, load_meta
 from rectune.errors import ModelError
 from rectune.export.prompt_template import PromptTemplate
 from rectune.prompt.dataset import Dataset
-from rectune.prompt.encode import EventHistories, encode, sample_rows
+from rectune.prompt.encode import encode, sample_rows
 from rectune.prompt.events import Event
+from rectune.prompt.histories import EventHistories
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.tree import Trees
 from rectune.score.items import with_rate

@@ -20,6 +20,15 @@ _DROPS, _HISTORIES = 1, 2
 Ints = npt.NDArray[np.int64]
 
 
+def _drawn(seed: int | list[int], places: Ints) -> npt.NDArray[np.float64]:
+    """The random numbers of these events, ascending, whichever others are drawn for beside them: one a place."""
+    source = np.random.PCG64(seed)
+    first = int(places[0])
+    source.advance(first)
+    found: npt.NDArray[np.float64] = np.random.Generator(source).random(int(places[-1]) - first + 1)
+    return found[places - first]
+
+
 @dataclass(frozen=True)
 class Augment:
     """Changes of one training.
@@ -50,19 +59,31 @@ class Augment:
             found["augmented"] = [self.seed, self.drop, self.shuffle]
         return found
 
-    def hidden(self, places: int) -> npt.NDArray[np.bool_]:
-        """Which events of streams are shown to no later one: bool [events]. They are still asked about."""
-        if not self.drop:
-            return np.zeros(places, dtype=bool)
-        return np.random.default_rng([self.seed, _DROPS]).random(places) < self.drop
+    def ranks(self, places: Ints) -> npt.NDArray[np.float64]:
+        """Random numbers that events of one moment are put in the order of: float64 [places]."""
+        return _drawn(self.seed, places)
 
-    def histories(self, starts: Ints, stops: Ints) -> list[Ints]:
+    def hidden(self, places: Ints) -> npt.NDArray[np.bool_]:
+        """Which events of streams are shown to no later one: bool [places]. They are still asked about."""
+        if not self.drop:
+            return np.zeros(len(places), dtype=bool)
+        return _drawn([self.seed, _DROPS], places) < self.drop
+
+    def draw(self, state: dict[str, Any] | None = None) -> np.random.Generator:
+        """The random numbers of `histories`, from their beginning or from where an earlier call ended."""
+        draw = np.random.default_rng([self.seed, _HISTORIES])
+        if state is not None:
+            draw.bit_generator.state = state
+        return draw
+
+    def histories(self, starts: Ints, stops: Ints, draw: np.random.Generator | None = None) -> list[Ints]:
         """The events of each pointwise history, as rows, after dropping and shuffling.
 
         Args:
             starts, stops: int64 [n]; where each history lies, whole.
+            draw: random numbers; from their beginning when None.
         """
-        draw = np.random.default_rng([self.seed, _HISTORIES])
+        draw = self.draw() if draw is None else draw
         found = []
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             rows = np.arange(start, stop)

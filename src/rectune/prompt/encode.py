@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rectune.baselines.item_rates import item_rates, rate_text, uses_rates
+from rectune.baselines.item_rates import ItemRates, item_rates, uses_rates
 from rectune.baselines.prior import prior_of
 from rectune.config import Config
 from rectune.data.columns import (
+    DRAWN_FOR,
     HISTORY_END,
     ITEM_ID,
     LABEL,
@@ -29,34 +27,31 @@ from rectune.data.columns import (
     USER_ID,
     VALIDATION,
 )
-from rectune.data.folder import asked_at, history_slices
+from rectune.data.folder import asked_at
+from rectune.data.portions import Events, Places, held, load, outcomes, portions_of, rows_where, user_starts
+from rectune.data.progress import progress
 from rectune.errors import DataError
-from rectune.files import atomic_path, hash_file, hash_text, write_text
 from rectune.prompt.augment import NOTHING, Augment
+from rectune.prompt.cache import Kept, cache_key
 from rectune.prompt.events import Event
+from rectune.prompt.histories import EventHistories
 from rectune.prompt.layouts import Prompts
-from rectune.prompt.pieces import Pieces
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.stream import StreamPrompts
 from rectune.prompt.tree import Trees
 from rectune.prompt.windows import Timelines, lay_windows
-from rectune.version import __version__
-from rectune.wording import item_texts, texts_for
+from rectune.wording import item_texts
 
-_FORMAT = "2"
-PROMPT_KEYS = (
-    "layout", "prompt_format", "prompt_domain", "system_prompt", "instruction", "history_header", "candidate_header",
-    "question", "history_shows", "item_text", "positive_label", "negative_label", "cutoff_len", "history_len",
-    "stream_header", "stream_cue", "window_overlap", "item_rate_text", "prior", "item_rate_from",
-    "item_rate_strength", "task", "labels",
-)  # fmt: skip
 _CHECKED = 64
+_PROMPTS = 16
+"""By so much fewer events make a shard of prompts than one of streams."""
+_COLUMNS = (ITEM_ID, RATING, LABEL, POSITION, HISTORY_END, DRAWN_FOR)
 
 Say = Callable[[str], None]
 
 
 def sample_rows(
-    events: pl.DataFrame,
+    events: Events,
     split: str,
     limit: int | None,
     seed: int,
@@ -72,21 +67,23 @@ def sample_rows(
     wanted = pl.col(SPLIT) == split
     if since is not None:
         wanted &= pl.col(TIMESTAMP) >= since
-    rows = events.select(wanted.arg_true()).to_series().to_numpy().astype(np.int64)
+    rows = rows_where(events, wanted)
     if limit is None or len(rows) <= limit:
         return rows
     draw = np.random.default_rng(seed)
     if not whole_users:
         return np.sort(draw.permutation(rows)[:limit])
+    known = events.lazy().collect_schema().names()
+    part = load(events, rows, [name for name in (USER_ID, POSITION, DRAWN_FOR) if name in known])
     # A sampled negative goes with its purchase.
-    place = rows - events[POSITION].gather(rows).to_numpy().astype(np.int64) + asked_at(events)[rows]
-    rows = rows[np.argsort(place, kind="stable")]
-    users = events[USER_ID].gather(rows).rle_id().to_numpy()
+    place = rows - part[POSITION].to_numpy().astype(np.int64) + asked_at(part)
+    order = np.argsort(place, kind="stable")
+    rows, users = rows[order], part[USER_ID].gather(order).rle_id().to_numpy()
     rank = draw.permutation(int(users[-1]) + 1)
     return np.sort(rows[np.argsort(rank[users], kind="stable")[:limit]])
 
 
-def split_sample(config: Config, events: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
+def split_sample(config: Config, events: Events, split: str) -> npt.NDArray[np.int64]:
     """The rows of one split that this configuration works on: `max_{train,eval,test}_samples` of them.
 
     Raises:
@@ -100,77 +97,12 @@ def split_sample(config: Config, events: pl.DataFrame, split: str) -> npt.NDArra
     since = config.train_since if split == TRAIN else None
     rows = sample_rows(events, split, limit, config.seed, config.layout == "stream", since)
     if since is not None and not len(rows):
-        latest = int(events.filter(pl.col(SPLIT) == TRAIN)[TIMESTAMP].to_numpy().max())
+        times = events.lazy().filter(pl.col(SPLIT) == TRAIN).select(pl.col(TIMESTAMP).max())
+        latest = int(times.collect().item())
         raise DataError(
             f"train_since: got {since}, but the latest training event is of {latest}; choose an earlier time"
         )
     return rows
-
-
-@dataclass(frozen=True)
-class Titles:
-    """Item texts as a column aligned with the events."""
-
-    by_event: list[str]
-
-    @classmethod
-    def of(cls, events: pl.DataFrame, catalog: pl.DataFrame, item_text: str) -> Titles:
-        """The text of each event's item.
-
-        Raises:
-            DataError: an event's item is not in the catalog.
-        """
-        texts = item_texts(catalog, item_text)
-        found = [texts.get(item) for item in events[ITEM_ID].to_list()]
-        missing = [item for item, text in zip(events[ITEM_ID].to_list(), found, strict=True) if text is None]
-        if missing:
-            raise DataError(
-                f"catalog.parquet: {len(missing)} events are about items it does not hold, such as {missing[0]!r}; "
-                "run `rectune prepare CONFIG --force`"
-            )
-        return cls([text for text in found if text is not None])
-
-
-class EventHistories:
-    """Histories and candidates of a dataset's events, as the prompt builder takes them.
-
-    Attributes:
-        titles: text of each event's item, with its like-rate where the configuration writes it.
-        items: the same without the like-rate.
-        ratings, labels: of each event.
-        starts, stops: int64 [events]; where each event's longest history lies. The pointwise layout shows
-            `history_len` events, a stream as many as fit.
-        prior: float64 [events]; what is added to the log-odds.
-    """
-
-    def __init__(
-        self,
-        events: pl.DataFrame,
-        catalog: pl.DataFrame,
-        config: Config,
-        prior: npt.NDArray[np.float64] | None = None,
-    ) -> None:
-        self.titles = self.items = Titles.of(events, catalog, config.item_text).by_event
-        self.ratings: list[float | None] = events[RATING].to_list()
-        self.labels: list[int] = events[LABEL].to_list()
-        longest = config.history_len if config.layout == "pointwise" else events.height
-        self.starts, self.stops = history_slices(events, longest)
-        self.prior = np.zeros(events.height) if prior is None else prior
-        if uses_rates(config):
-            rates = item_rates(events, config.item_rate_from, config.item_rate_strength)
-            if config.prior == "item_rate":
-                self.prior = rates.log_odds
-            if config.item_rate_text:
-                known = zip(self.titles, rates.rate.tolist(), rates.count.tolist(), strict=True)
-                self.titles = [title + rate_text(rate, count) for title, rate, count in known]
-
-    def event(self, index: int) -> Event:
-        """One event as it is shown in a later history."""
-        return Event(self.titles[index], self.ratings[index], self.labels[index])
-
-    def history(self, index: int) -> list[Event]:
-        """The strictly earlier events shown for the event at this row index, oldest first."""
-        return [self.event(at) for at in range(self.starts[index], self.stops[index])]
 
 
 def _check_sample(prompts: Prompts, histories: EventHistories, rows: npt.NDArray[np.int64]) -> None:
@@ -199,6 +131,8 @@ def encode_stream(
     rows: npt.NDArray[np.int64],
     overlap: float,
     augment: Augment = NOTHING,
+    places: npt.NDArray[np.int64] | None = None,
+    suffix_room: int = 0,
 ) -> Trees:
     """Trees of the stream layout over these events: windows of their users' timelines.
 
@@ -209,6 +143,8 @@ def encode_stream(
         rows: int64 [n]; the events that are asked about, ascending.
         overlap: share of a window that a user's later windows repeat as history.
         augment: what training changes: events of one moment in random order, events hidden from later ones.
+        places: int64 [events]; where these events stand among all of the dataset; all of them are here when None.
+        suffix_room: tokens of the longest suffix of any event of the dataset.
 
     Returns:
         Each row is answered once; answers come in the order of their moments, which without shuffling and sampled
@@ -223,7 +159,7 @@ def encode_stream(
     if augment.moments:
         # Sampled negatives are no part of a moment that anybody met, and stay behind their user's own events.
         moment = np.where(asked_at(events) == position, history_end, place)
-        order = np.lexsort((np.random.default_rng(augment.seed).random(len(place)), moment))
+        order = np.lexsort((augment.ranks(place if places is None else places), moment))
     titles, line = _distinct(histories.titles)
     outcomes, suffix = _distinct(list(zip(histories.ratings, histories.labels, strict=True)))
     texts = [*map(prompts.line, titles), *(prompts.suffix(Event("", *outcome)) for outcome in outcomes)]
@@ -242,15 +178,22 @@ def encode_stream(
         histories.prior,
         prompts.cutoff_len,
         overlap,
-        prompts.suffix_room(),
-        augment.hidden(len(place)),
+        max(suffix_room, prompts.suffix_room()),
+        augment.hidden(place if places is None else places),
     )
 
 
 def encode_pointwise(
-    prompts: PointwisePrompts, histories: EventHistories, rows: npt.NDArray[np.int64], augment: Augment = NOTHING
+    prompts: PointwisePrompts,
+    histories: EventHistories,
+    rows: npt.NDArray[np.int64],
+    augment: Augment = NOTHING,
+    draw: np.random.Generator | None = None,
 ) -> Trees:
     """Trees of the pointwise layout for these events, one each, in their order, their histories as augmented.
+
+    Args:
+        draw: random numbers for the augmentation; from their beginning when None.
 
     Raises:
         DataError: a prompt does not fit `cutoff_len` even without history.
@@ -263,7 +206,7 @@ def encode_pointwise(
     _check_sample(prompts, histories, rows)
     chunks: list[npt.ArrayLike] = []
     shown_from = histories.starts[rows].copy()
-    shown = augment.histories(histories.starts[rows], histories.stops[rows])
+    shown = augment.histories(histories.starts[rows], histories.stops[rows], draw)
     for index, row in enumerate(rows.tolist()):
         history = [cached[at] for at in shown[index].tolist()]
         prompt = prompts.build(history, histories.titles[row])
@@ -272,46 +215,51 @@ def encode_pointwise(
     return Trees.of_prompts(chunks, np.array(histories.labels)[rows], rows, shown_from, histories.prior[rows])
 
 
-def cache_key(
-    config: Config, content_hash: str, pieces: Pieces, rows: npt.NDArray[np.int64], augment: Augment = NOTHING
-) -> str:
-    """What the trees depend on, hashed: data, rows, tokenizer, template, prompt keys and texts, the file's format."""
-    values = {key: getattr(config, key) for key in PROMPT_KEYS} | {"texts": asdict(texts_for(config))}
-    values |= augment.key()
-    return hash_text(
-        _FORMAT,
-        __version__,
-        content_hash,
-        pieces.fingerprint(),
-        json.dumps(values, sort_keys=True),
-        rows.tobytes().hex(),
-    )[:32]
+class _Source(NamedTuple):
+    """What portions of the events are encoded from.
 
+    Attributes:
+        events: all of them.
+        columns: those that are needed.
+        texts: of the items.
+        rates, prior: of all events, where the configuration has them.
+        suffix_room: see `encode_stream`.
+    """
 
-def _save(trees: Trees, path: Path) -> None:
-    from safetensors.numpy import save_file
+    events: Events
+    columns: list[str]
+    texts: Mapping[str, str]
+    rates: ItemRates | None
+    prior: npt.NDArray[np.float64] | None
+    suffix_room: int
 
-    with atomic_path(path) as temporary:
-        save_file({field.name: np.ascontiguousarray(getattr(trees, field.name)) for field in fields(trees)}, temporary)
-    write_text(path.with_suffix(".sha256"), hash_file(path) + "\n")
+    @classmethod
+    def of(
+        cls, config: Config, events: Events, catalog: pl.DataFrame, content_hash: str, prompts: Prompts, say: Say
+    ) -> _Source:
+        prior, rates, suffix_room = None, None, 0
+        if config.prior == "stack":
+            prior = prior_of(config, held(events), catalog, content_hash, say)[1]
+        if uses_rates(config):
+            rates = item_rates(events, config.item_rate_from, config.item_rate_strength)
+        if isinstance(prompts, StreamPrompts):
+            suffixes = [prompts.suffix(Event("", *outcome)) for outcome in outcomes(events)]
+            suffix_room = max(len(prompts.pieces.text(suffix)) for suffix in suffixes)
+        known = events.lazy().collect_schema().names()
+        columns = [name for name in _COLUMNS if name in known]
+        return cls(events, columns, item_texts(catalog, config.item_text), rates, prior, suffix_room)
 
-
-def _load(path: Path) -> Trees | None:
-    """The cached trees, or None when the file or its hash is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        if path.with_suffix(".sha256").read_text(encoding="utf-8").strip() != hash_file(path):
-            return None
-        return Trees(**load_file(path))
-    except (OSError, SafetensorError, TypeError, UnicodeDecodeError):
-        return None
+    def histories(self, config: Config, catalog: pl.DataFrame, places: Places) -> tuple[pl.DataFrame, EventHistories]:
+        """These events, and their histories."""
+        part = load(self.events, places, self.columns)
+        rates = None if self.rates is None else self.rates.of(places)
+        prior = None if self.prior is None else self.prior[places]
+        return part, EventHistories(part, catalog, config, prior, rates, self.texts)
 
 
 def encode(
     config: Config,
-    events: pl.DataFrame,
+    events: Events,
     catalog: pl.DataFrame,
     content_hash: str,
     prompts: Prompts,
@@ -321,8 +269,11 @@ def encode(
 ) -> Trees:
     """The trees of these events, from the cache where it holds them.
 
+    Users are encoded in portions of about `part_rows` events (pointwise: a 16th of that, since a prompt repeats its
+    history), each of which becomes a shard of the cache; a call that was cut off goes on behind its last shard.
+
     Args:
-        config: prompt keys, `history_len`, `cutoff_len` and the cache folder are read.
+        config: prompt keys, `history_len`, `cutoff_len`, `part_rows` and the cache folder are read.
         events: all events of the dataset, sorted by user and position.
         catalog: its items.
         content_hash: hash of both, from the dataset's `meta.json`.
@@ -338,40 +289,80 @@ def encode(
     if len(rows) == 0:
         raise DataError("no events to encode: this split is empty; prepare with more users or a lower history_len")
     augment = Augment.of(config) if training else NOTHING
-    key = cache_key(config, content_hash, prompts.pieces, rows, augment)
-    path = config.preprocessing_cache_dir / f"{key}.safetensors"
-    if path.exists():
-        trees = _load(path)
-        if trees is not None:
-            say(f"tokens: {len(trees):,} sequences from the cache {path}")
-            return trees
-        say(f"tokens: the cache file {path} is damaged; it is made again")
-    _, prior = prior_of(config, events, catalog, content_hash, say)
-    histories = EventHistories(events, catalog, config, prior)
+    kept = Kept(config.preprocessing_cache_dir / cache_key(config, content_hash, prompts.pieces, rows, augment))
+    try:
+        trees = kept.trees()
+    except ValueError as error:
+        say(f"tokens: the cache {error}; it is made again")
+        trees = None
+    if trees is not None:
+        say(f"tokens: {len(trees):,} sequences from the cache {kept.folder}")
+        return trees
+    most = config.part_rows if isinstance(prompts, StreamPrompts) else max(1, config.part_rows // _PROMPTS)
+    portions = portions_of(user_starts(events), rows, most)
+    kept.begin(events_of_a_shard=most, shards=len(portions))
+    if kept.old:
+        say(
+            f"tokens: going on with {kept.old:,} of {len(portions):,} shards, which an earlier call has left in "
+            f"{kept.folder}"
+        )
+    source = _Source.of(config, events, catalog, content_hash, prompts, say)
+    state: dict[str, Any] | None = None
+    cut = shortened = 0
+    with progress("tokenised", len(rows), "events", say) as advance:
+        for shard, places in enumerate(portions):
+            asked = rows[np.searchsorted(rows, places[0]) : np.searchsorted(rows, places[-1], side="right")]
+            told = kept.told(shard)
+            if told is None:
+                made, told = _shard(config, catalog, source, prompts, places, asked, augment, state)
+                kept.keep(shard, made, told)
+            state, cut, shortened = told["random"], cut + told["cut"], shortened + told["shortened"]
+            advance(len(asked))
+    if cut:
+        say(
+            f"tokens: {cut:,} of {len(rows):,} texts lost their middle to fit cutoff_len={config.cutoff_len}; "
+            "rubric and answer are whole"
+        )
+    if shortened:
+        say(
+            f"tokens: {shortened:,} of {len(rows):,} prompts lost their oldest events to fit "
+            f"cutoff_len={config.cutoff_len}"
+        )
+    return kept.end(len(portions))
+
+
+def _shard(
+    config: Config,
+    catalog: pl.DataFrame,
+    source: _Source,
+    prompts: Prompts,
+    places: Places,
+    asked: Places,
+    augment: Augment,
+    state: dict[str, Any] | None,
+) -> tuple[Trees, dict[str, Any]]:
+    """The trees of some users, and what is to be told of them.
+
+    Args:
+        places: rows of the users' events.
+        asked: those of them that are asked about.
+        state: of the random numbers where the shard before ended.
+    """
+    part, histories = source.histories(config, catalog, places)
+    rows = np.searchsorted(places, asked)
+    told: dict[str, Any] = {"random": None, "cut": 0, "shortened": 0}
     if isinstance(prompts, StreamPrompts):
-        trees = encode_stream(prompts, histories, events, rows, config.window_overlap, augment)
+        trees = encode_stream(
+            prompts, histories, part, rows, config.window_overlap, augment, places, source.suffix_room
+        )  # fmt: skip
     else:
-        trees = encode_pointwise(prompts, histories, rows, augment)
-        cut = sum(prompts.fitted(text) != text for text in (histories.titles[row] for row in rows.tolist()))
-        if cut:
-            say(
-                f"tokens: {cut:,} of {len(trees):,} texts lost their middle to fit cutoff_len={config.cutoff_len}; "
-                "rubric and answer are whole"
-            )
-        shortened = int((trees.shown_from > histories.starts[rows]).sum())
-        if shortened:
-            say(
-                f"tokens: {shortened:,} of {len(trees):,} prompts lost their oldest events to fit "
-                f"cutoff_len={config.cutoff_len}"
-            )
-    _save(trees, path)
-    return trees
-
-
-def clear_cache(config: Config, say: Say) -> None:
-    """Remove the tokenised prompts of every run that shares this cache folder, and nothing else that lies there."""
-    ours = re.compile(r"[0-9a-f]{32}\.(safetensors|sha256|stack|prior)")
-    files = [path for path in config.preprocessing_cache_dir.glob("*") if ours.fullmatch(path.name)]
-    for path in files:
-        path.unlink()
-    say(f"tokens: cleared {len(files)} files from {config.preprocessing_cache_dir}")
+        draw = augment.draw(state)
+        trees = encode_pointwise(prompts, histories, rows, augment, draw)
+        told["random"] = draw.bit_generator.state
+        told["cut"] = sum(prompts.fitted(text) != text for text in (histories.titles[row] for row in rows.tolist()))
+        told["shortened"] = int((trees.shown_from > histories.starts[rows]).sum())
+    return replace(
+        trees,
+        rows=places[trees.rows].astype(np.int32),
+        shown_from=places[trees.shown_from].astype(np.int32),
+    ), told

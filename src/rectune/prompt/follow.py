@@ -13,7 +13,8 @@ from rectune.data.columns import LABEL, POSITION, TIMESTAMP, TRAIN, USER_ID
 from rectune.data.folder import asked_at
 from rectune.errors import DataError
 from rectune.prompt.dataset import Dataset
-from rectune.prompt.encode import EventHistories, sample_rows
+from rectune.prompt.encode import sample_rows
+from rectune.prompt.histories import EventHistories
 from rectune.prompt.lengths import NO_CUT, RULE
 from rectune.prompt.pointwise import PointwisePrompts
 from rectune.prompt.stream import StreamPrompts

@@ -17,8 +17,9 @@ from rectune.errors import ConfigError, DataError
 from rectune.files import write_json
 from rectune.model.load import load_tokenizer
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import EventHistories, encode, encode_stream, sample_rows
+from rectune.prompt.encode import encode, encode_stream, sample_rows
 from rectune.prompt.follow import follow_events, follow_windows
+from rectune.prompt.histories import EventHistories
 from rectune.prompt.lengths import (
     NO_CUT,
     character_lengths,

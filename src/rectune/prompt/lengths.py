@@ -12,7 +12,7 @@ from rich.console import Console
 from rectune.config import Config
 from rectune.data.columns import USER_ID
 from rectune.prompt.dataset import Dataset
-from rectune.prompt.encode import EventHistories
+from rectune.prompt.histories import EventHistories
 from rectune.prompt.packs import pack
 from rectune.prompt.stream import StreamPrompts
 from rectune.prompt.tree import Trees

@@ -6,6 +6,7 @@ end; the stream layout makes trunks with many answers, and branches for what mus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,35 @@ Offsets = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 
 
+class Joined:
+    """Arrays laid end to end without being copied; what is taken out of them is."""
+
+    def __init__(self, parts: Sequence[Ints | Joined]) -> None:
+        self.parts = parts
+        self.begins = starts_of(np.array([len(part) for part in parts]))
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def __getitem__(self, wanted: slice | npt.NDArray[np.int64]) -> Ints:
+        """A run of elements, or those at these places."""
+        if isinstance(wanted, slice):
+            start, stop, _ = wanted.indices(len(self))
+            first = int(np.searchsorted(self.begins, start, side="right")) - 1
+            last = max(int(np.searchsorted(self.begins, stop)), first + 1)
+            runs = [
+                self.parts[part][max(start - self.begins[part], 0) : max(stop - self.begins[part], 0)]
+                for part in range(first, min(last, len(self.parts)))
+            ]
+            return runs[0] if len(runs) == 1 else np.concatenate([np.empty(0, np.int32), *runs])
+        found = np.empty(len(wanted), dtype=np.int32)
+        part_of = np.searchsorted(self.begins, wanted, side="right") - 1
+        for part in np.unique(part_of).tolist():
+            mine = part_of == part
+            found[mine] = self.parts[part][wanted[mine] - self.begins[part]]
+        return found
+
+
 @dataclass(frozen=True)
 class Trees:
     """Many trees, flat: tree `i` owns `tokens[offsets[i]:offsets[i+1]]`, and answers and branches at the same cut.
@@ -25,7 +55,7 @@ class Trees:
     at its fork: its tokens see the trunk's tokens before the fork and themselves, and nothing else.
 
     Attributes:
-        tokens: int32 [tokens].
+        tokens: int32 [tokens]; in several arrays where the trees are of several files.
         offsets: int64 [trees + 1].
         answer_at: int32 [answers]; index inside the tree of the token whose next-token distribution is read.
         answer_offsets: int64 [trees + 1].
@@ -39,7 +69,7 @@ class Trees:
         branch_offsets: int64 [trees + 1].
     """
 
-    tokens: Ints
+    tokens: Ints | Joined
     offsets: Offsets
     answer_at: Ints
     answer_offsets: Offsets

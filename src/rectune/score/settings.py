@@ -26,7 +26,7 @@ from rectune.data.columns import ITEM_ID
 from rectune.errors import ModelError
 from rectune.files import atomic_path, hash_text, write_json
 from rectune.measure.classes import log_softmax
-from rectune.prompt.encode import PROMPT_KEYS
+from rectune.prompt.cache import PROMPT_KEYS
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.version import __version__
 from rectune.wording import texts_for

@@ -25,8 +25,9 @@ from rectune.model.classifier import for_answers
 from rectune.model.load import load_tokenizer
 from rectune.model.lora import seal_adapter
 from rectune.model.losses import loss_of
+from rectune.prompt.cache import clear_cache
 from rectune.prompt.dataset import Dataset, open_dataset
-from rectune.prompt.encode import clear_cache, encode, split_sample
+from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.layouts import prompts_for
 from rectune.prompt.pieces import Pieces
 from rectune.prompt.tree import Trees
