@@ -12,6 +12,7 @@ from rectune.baselines.prior import stack_prior
 from rectune.baselines.sequential import SequentialNetwork
 from rectune.baselines.served import Served
 from rectune.baselines.stack import Stack
+from rectune.data.portions import Events, held
 
 STACK, NETWORK = "stack", "network"
 """Their names, in configurations, reports and files."""
@@ -20,7 +21,7 @@ KINDS: dict[str, type[Stack] | type[SequentialNetwork]] = {STACK: Stack, NETWORK
 
 def fit_served(
     names: Sequence[str],
-    events: pl.DataFrame,
+    events: Events,
     catalog: pl.DataFrame,
     content_hash: str,
     cache: Path,
@@ -35,9 +36,9 @@ def fit_served(
     found: dict[str, Served] = {}
     for name in names:
         if name == STACK:
-            found[name] = stack_prior(events, catalog, content_hash, cache, say)[0]
+            found[name] = stack_prior(held(events), catalog, content_hash, cache, say)[0]
         elif name == NETWORK:
-            found[name] = kept_network(events, catalog, content_hash, cache, say)
+            found[name] = kept_network(held(events), catalog, content_hash, cache, say)
         else:
             raise KeyError(name)
     return found

@@ -15,6 +15,7 @@ from rectune.baselines.questions import GENRES_AND_YEARS, ONLINE, Floats, Log, Q
 from rectune.baselines.stack import FOLDS, NAMES, Seen, Settings, Stack, fit_stack, see
 from rectune.config import Config
 from rectune.data.columns import SPLIT, TRAIN, USER_ID, VALIDATION
+from rectune.data.portions import Events, height, held
 from rectune.errors import DataError
 from rectune.files import atomic_path, hash_text
 from rectune.measure.classification import log_loss
@@ -101,7 +102,7 @@ def stack_prior(
 
 
 def prior_of(
-    config: Config, events: pl.DataFrame, catalog: pl.DataFrame, content_hash: str, say: Say
+    config: Config, events: Events, catalog: pl.DataFrame, content_hash: str, say: Say
 ) -> tuple[Stack | None, Floats]:
     """The stack that a configuration's model starts from, if it does, and what is added for it to each event's
     log-odds: zeros without one, float64 [events].
@@ -110,7 +111,8 @@ def prior_of(
         DataError: only one group of users has training events, so that no prior could be fitted without them.
     """
     if config.prior != "stack":
-        return None, np.zeros(events.height)
+        return None, np.zeros(height(events))
+    events = held(events)
     groups = events.select(pl.col(USER_ID).rle_id() % FOLDS).filter(events[SPLIT] == TRAIN).n_unique()
     if groups < 2:
         raise DataError(

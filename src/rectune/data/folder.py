@@ -56,11 +56,25 @@ def load_events(folder: Path) -> pl.DataFrame:
         DataError: the file is missing, damaged, or not as `meta.json` describes it.
     """
     events = _parquet(folder, EVENTS, tuple(EVENTS_SCHEMA))
-    wanted = load_meta(folder).get("events")
-    known = (pl.Schema(EVENTS_SCHEMA), pl.Schema(WITH_NEGATIVES))
-    if events.schema not in known or events.height != wanted:
-        raise DataError(f"{folder / EVENTS}: {events.height:,} rows do not match {META}; {_ADVICE} again with --force")
+    _check_events(folder, events.schema, events.height)
     return events
+
+
+def scan_events(folder: Path) -> pl.LazyFrame:
+    """The same as `load_events`, to be read from its file a piece at a time."""
+    file = _checked(folder, EVENTS)
+    try:
+        events = pl.scan_parquet(file)
+        _check_events(folder, events.collect_schema(), int(events.select(pl.len()).collect().item()))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{file}: damaged ({error}); {_ADVICE} again with --force") from error
+    return events
+
+
+def _check_events(folder: Path, schema: pl.Schema, rows: int) -> None:
+    known = (pl.Schema(EVENTS_SCHEMA), pl.Schema(WITH_NEGATIVES))
+    if schema not in known or rows != load_meta(folder).get("events"):
+        raise DataError(f"{folder / EVENTS}: {rows:,} rows do not match {META}; {_ADVICE} again with --force")
 
 
 def load_catalog(folder: Path) -> pl.DataFrame:
@@ -90,13 +104,19 @@ def load_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _parquet(folder: Path, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
+def _checked(folder: Path, name: str) -> Path:
+    """A Parquet file that is as it was written."""
     file = Path(folder) / name
     if not file.is_file():
         raise DataError(f"{file}: no such file, so this is no prepared dataset; {_ADVICE}")
     recorded = load_meta(folder).get("sha256", {}).get(name)
     if recorded is not None and hash_file(file) != recorded:
         raise DataError(f"{file}: damaged (its content is not what {META} records); {_ADVICE} again with --force")
+    return file
+
+
+def _parquet(folder: Path, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    file = _checked(folder, name)
     try:
         frame = pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:

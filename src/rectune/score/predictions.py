@@ -56,7 +56,7 @@ def prediction_frame(
     Returns:
         row_id, user_id, item_id, label, log_odds, score, and where asked candidate_title and history_titles.
     """
-    chosen = data.events.select(ROW_ID, USER_ID, ITEM_ID, LABEL)[rows.tolist()]
+    chosen = data.at(rows, (ROW_ID, USER_ID, ITEM_ID, LABEL))
     frame: pl.DataFrame = chosen.with_columns(
         pl.col(LABEL).cast(pl.Int64),
         log_odds=pl.Series(log_odds, dtype=pl.Float64),

@@ -43,7 +43,7 @@ def split_rows(run: OpenRun, data: Dataset, split: str) -> npt.NDArray[np.int64]
     """
     if split not in (TEST, VALIDATION):
         raise ConfigError(f"--split: got {split!r}, allowed: test, validation")
-    return split_sample(run.config, data.events, split)
+    return split_sample(run.config, data.table, split)
 
 
 def _score_chunk(run: OpenRun, trees: Trees, which: str, mode: str, advance: Callable[[int], None]) -> pl.DataFrame:
@@ -100,7 +100,7 @@ def score_rows(
     problem = generation_problem(run) if mode == "generate" else None
     if problem is not None:
         raise ConfigError(f"--mode: generate {problem}; use logits")
-    trees = encode(run.config, data.events, data.catalog, data.content_hash, run.prompts, rows, say)
+    trees = encode(run.config, data.table, data.catalog, data.content_hash, run.prompts, rows, say)
     store = run.folder / "scoring" / run.scoring_key(data.content_hash, rows.tobytes().hex(), mode)
     parts: dict[str, list[pl.DataFrame]] = {which: [] for which in models}
     with scoring_bar(console) as bar:

@@ -23,6 +23,7 @@ from rectune.baselines.item_rates import rate_table, uses_rates
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import ITEM_ID
+from rectune.data.portions import Events
 from rectune.errors import ModelError
 from rectune.files import atomic_path, hash_text, write_json
 from rectune.measure.classes import log_softmax
@@ -249,7 +250,7 @@ def _head_of(prompt_format: Any) -> str:
     return CLASSIFIER if prompt_format == "classifier" else LABEL_WORDS
 
 
-def _rates(config: Config, events: pl.DataFrame) -> tuple[dict[str, Any], bytes]:
+def _rates(config: Config, events: Events) -> tuple[dict[str, Any], bytes]:
     """How a configuration uses item rates, and the table of them."""
     stream = io.BytesIO()
     rate_table(events, config.item_rate_strength).write_parquet(stream)
@@ -264,7 +265,7 @@ def settings_of(
     revision: str | None,
     dtype: str,
     data_hash: str,
-    events: pl.DataFrame | None = None,
+    events: Events | None = None,
     served: Mapping[str, Served] | None = None,
 ) -> AdapterSettings:
     """The settings of a training run; item rates are counted on its dataset's events, `served` are its baselines."""

@@ -42,7 +42,9 @@ class BatchNames:
         part = self.trees.select(chosen)
         users = list(dict.fromkeys(map(str, self.data.users(part.rows.astype(np.int64)))))
         rows = [int(part.rows[part.answers(at).stop - 1]) for at in range(min(len(part), _NAMED))]
-        events = self.data.events[rows].join(self.data.catalog, on=ITEM_ID, how="left", maintain_order="left")
+        events = self.data.at(np.array(rows), self.data.columns).join(
+            self.data.catalog, on=ITEM_ID, how="left", maintain_order="left"
+        )
         named = [
             f"row_id {row}, user {user}, {str(title)[:40]!r}"
             for row, user, title in events.select(ROW_ID, USER_ID, TITLE).iter_rows()

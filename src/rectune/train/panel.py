@@ -52,9 +52,9 @@ def panel_events(data: Dataset, rows: npt.NDArray[Any]) -> list[dict[str, Any]]:
     names = dict(zip(data.catalog[ITEM_ID].to_list(), data.catalog["title"].to_list(), strict=True))
     found = []
     for row in rows.tolist():
-        event = data.events.row(row, named=True)
+        event = data.at(np.array([row]), data.columns).row(0, named=True)
         first = row - int(event[POSITION])
-        earlier = data.events[ITEM_ID].slice(first, int(event[HISTORY_END]))
+        earlier = data.at(np.arange(first, first + int(event[HISTORY_END])), [ITEM_ID]).to_series()
         titles = [names.get(item, "") for item in earlier]
         found.append(
             {

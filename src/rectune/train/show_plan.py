@@ -46,9 +46,9 @@ def _workload(config: Config, say: Say) -> Workload:
         bound = bounded_workload(config)
         return replace(bound, source=f"{bound.source} with this model's tokenizer ({error})")
     trees, held_out = (
-        encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
+        encode(config, data.table, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
         for split in (TRAIN, VALIDATION)
-        for rows in (split_sample(config, data.events, split),)
+        for rows in (split_sample(config, data.table, split),)
     )
     if config.oversample != "none":
         trees = trees.select(oversampled(config, trees.labels, say).rows)

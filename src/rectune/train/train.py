@@ -226,9 +226,9 @@ def _train(
     machine = Machine.of(config)  # a kernel or a precision that is not to be had is said before anything is tokenised
     prompts = prompts_for(config, Pieces(load_tokenizer(config, say)))
     trees, held_out = (
-        encode(config, data.events, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
+        encode(config, data.table, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
         for split in (TRAIN, VALIDATION)
-        for rows in (split_sample(config, data.events, split),)
+        for rows in (split_sample(config, data.table, split),)
     )
     many = len(config.classes) > 2
     natural, sampled = trees, oversampled(config, trees.labels, say)
@@ -246,12 +246,12 @@ def _train(
     loaded = load_for_training(config, say)
     say_paging(config, loaded.device.type, say)
     loaded = for_answers(config, loaded, prompts.verbalizer, say)
-    stack, _ = prior_of(config, data.events, data.catalog, data.content_hash, say)
+    stack, _ = prior_of(config, data.table, data.catalog, data.content_hash, say)
     cache = config.preprocessing_cache_dir
-    joining = fit_served(config.blend, data.events, data.catalog, data.content_hash, cache, say)
+    joining = fit_served(config.blend, data.table, data.catalog, data.content_hash, cache, say)
     settings = settings_of(
         config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
-        data.content_hash, data.events, {} if stack is None else {"stack": stack},
+        data.content_hash, data.table, {} if stack is None else {"stack": stack},
     )  # fmt: skip
     settings = settings.with_loss_shift(answer_loss.shift)
     settings = replace(settings, class_shift=sampled.shift.tolist()) if many else settings
