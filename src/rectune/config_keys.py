@@ -100,7 +100,7 @@ class Config(BaseModel):
     part_rows: int = Field(2_000_000, ge=1)
     """A log of more rows than this is prepared and tokenised in parts of so many, which bounds the memory."""
     json_files: Literal["auto", "all"] = "auto"
-    """JSON files beside the Parquet ones: auto leaves out those of more than 2,000,000 records, all writes them."""
+    """JSON files beside the Parquet ones: auto leaves out those of more than 1,000,000 records, all writes them."""
     max_train_samples: int | None = Field(None, ge=1)
     """Train on at most this many events, drawn with the seed; all when empty."""
     train_since: int | None = None

@@ -125,6 +125,16 @@ def test_a_killed_call_goes_on_behind_the_last_piece(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_whoever_stops_it_is_told_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, said = write(tmp_path / "raw", log(3)), list[str]()
+    monkeypatch.setattr(parts, "_order", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config_of(source, tmp_path / "set", part_rows=10), say=said.append)
+    assert said[-1] == (
+        f"parts: stopped; what is finished lies in {tmp_path / '.set.parts'}, and the same command goes on behind it"
+    )
+
+
 def test_pieces_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "raw", log(7))
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -85,17 +85,21 @@ def prepare_in_parts(
                 f"parts: more than part_rows={config.part_rows:,} rows, so they are prepared in parts, which lie in "
                 f"{place} meanwhile; stopped at any moment, the same command goes on"
             )
-        parts = timelines_in_parts(
-            blocks, work, config.part_rows, config.rating_threshold, config.max_per_user, say
-        )  # fmt: skip
-        say_read(parts.rows, blocks.catalog, parts.rejects, blocks.nouns, say)
-        decided = _decide(config, work, parts, say)
-        records = alpaca.ItemWords.of(blocks.catalog, config)
-        with progress("split", parts.number, "parts", say) as advance:
-            for part in range(parts.number):
-                if work.done(f"events-{part}") is None:
-                    _finish(config, records, work, part, decided)
-                advance(1)
+        try:
+            parts = timelines_in_parts(
+                blocks, work, config.part_rows, config.rating_threshold, config.max_per_user, say
+            )  # fmt: skip
+            say_read(parts.rows, blocks.catalog, parts.rejects, blocks.nouns, say)
+            decided = _decide(config, work, parts, say)
+            records = alpaca.ItemWords.of(blocks.catalog, config)
+            with progress("split", parts.number, "parts", say) as advance:
+                for part in range(parts.number):
+                    if work.done(f"events-{part}") is None:
+                        _finish(config, records, work, part, decided)
+                    advance(1)
+        except KeyboardInterrupt:
+            say(f"parts: stopped; what is finished lies in {place}, and the same command goes on behind it")
+            raise
         yield (
             lambda folder: _assemble(folder, config, blocks, source, settings, work, parts, decided, say),
             parts.rejects.height,

@@ -22,7 +22,7 @@ from rectune.data.tally import Tally
 from rectune.files import hash_file, write_json
 from rectune.version import __version__
 
-MOST_RECORDS = 2_000_000
+MOST_RECORDS = 1_000_000
 """A JSON file of more records is left out where `json_files` is auto."""
 
 Say = Callable[[str], None]

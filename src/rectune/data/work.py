@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rectune.files import atomic_path, make_folder, write_json
+from rectune.files import atomic_path, make_folder, remove_leftovers, write_json
 
 _KEY = "key.json"
 
@@ -29,6 +29,7 @@ class Work:
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(folder)
             write_json(folder / _KEY, key)
+        remove_leftovers(folder)
         self.old = len(list(folder.glob("*.done")))
 
     def _read(self, name: str) -> Any:

@@ -309,15 +309,19 @@ def encode(
     source = _Source.of(config, events, catalog, content_hash, prompts, say)
     state: dict[str, Any] | None = None
     cut = shortened = 0
-    with progress("tokenised", len(rows), "events", say) as advance:
-        for shard, places in enumerate(portions):
-            asked = rows[np.searchsorted(rows, places[0]) : np.searchsorted(rows, places[-1], side="right")]
-            told = kept.told(shard)
-            if told is None:
-                made, told = _shard(config, catalog, source, prompts, places, asked, augment, state)
-                kept.keep(shard, made, told)
-            state, cut, shortened = told["random"], cut + told["cut"], shortened + told["shortened"]
-            advance(len(asked))
+    try:
+        with progress("tokenised", len(rows), "events", say) as advance:
+            for shard, places in enumerate(portions):
+                asked = rows[np.searchsorted(rows, places[0]) : np.searchsorted(rows, places[-1], side="right")]
+                told = kept.told(shard)
+                if told is None:
+                    made, told = _shard(config, catalog, source, prompts, places, asked, augment, state)
+                    kept.keep(shard, made, told)
+                state, cut, shortened = told["random"], cut + told["cut"], shortened + told["shortened"]
+                advance(len(asked))
+    except KeyboardInterrupt:
+        say(f"tokens: stopped; finished shards lie in {kept.folder}, and the same command goes on behind them")
+        raise
     if cut:
         say(
             f"tokens: {cut:,} of {len(rows):,} texts lost their middle to fit cutoff_len={config.cutoff_len}; "
