@@ -24,6 +24,7 @@ PAGES = {
     "results.md": "benchmarks/RESULTS.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
 }
 """Pages that lie elsewhere in the repository."""
 _KEY = re.compile(r"^    (\w+): ", re.MULTILINE)
@@ -103,7 +104,7 @@ def _messages(function: Callable[..., Any]) -> list[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
     ]
-    return [text for text in [*named, *returned] if text]
+    return [text.removeprefix("…. ") for text in [*named, *returned] if text]
 
 
 def diagnoses() -> str:
@@ -116,7 +117,8 @@ def diagnoses() -> str:
         first, _, rest = inspect.getdoc(rule).partition("\n\n")  # type: ignore[union-attr]
         lines += [f"### `{rule.__name__}` {{#{rule.__name__}}}\n", f"**{_inline(first)}** {_inline(rest)}\n"]
         for text in _messages(rule) or _messages(explain):
-            lines.append(f"> {_escaped(text)}\n")
+            lines.append(f"> {_escaped(text)}<br>")
+        lines.append("")
     return "\n".join(lines)
 
 

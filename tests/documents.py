@@ -22,7 +22,8 @@ from rectune.shipped import find_config
 
 REPO = Path(__file__).parent.parent
 DOCUMENTS = [
-    REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", REPO / "benchmarks/RESULTS.md",
+    REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "SECURITY.md", REPO / "CHANGELOG.md",
+    REPO / "benchmarks/RESULTS.md",
     *sorted((REPO / "docs").glob("*.md")),
 ]  # fmt: skip
 CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
