@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,14 @@ def test_the_baselines_are_measured_by_themselves(config: Config, run: Path) -> 
     lines = {(line["model"], line["rule"]): line for line in found["by_class"]["natural"]["decisions"]}
     assert lines["commonest class", "P ≥ 0.5"]["per_class"][RULES]["recall"] == 0
     assert found["models"]["TF-IDF"]["metrics"]["auc"] > 0.95
+
+
+def test_another_run_stands_beside_it(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "natural"
+    shutil.copytree(run, other)
+    evaluate(other, [], "test", "logits", False, silent, QUIET)
+    evaluate(run, [], "test", "logits", False, silent, QUIET, [other])
+    told = json.loads((run / "metrics.json").read_text())
+    assert told["beside"] == ["run natural", "average of these runs"]
+    assert told["paired_differences"]["tuned - run natural"]["auc"]["difference"] == 0
+    assert sum(note.startswith("Beside it: ") for note in told["notes"]) == 2

@@ -53,7 +53,9 @@ def _read(file: Path, run: Path, split: str) -> pl.DataFrame:
         raise DataError(f"{file}: damaged ({' '.join(str(error).split())[:120]}); {again} anew") from error
 
 
-def read_beside(run: Path, others: Sequence[Path], split: str) -> dict[str, dict[str, pl.DataFrame]]:
+def read_beside(
+    run: Path, others: Sequence[Path], split: str, protocols: Sequence[str] = (ONLINE, FROZEN)
+) -> dict[str, dict[str, pl.DataFrame]]:
     """Name in the report → protocol → the predictions that another run's `evaluate` left; read before any scoring.
 
     Raises:
@@ -61,7 +63,7 @@ def read_beside(run: Path, others: Sequence[Path], split: str) -> dict[str, dict
         DataError: its predictions are damaged.
     """
     return {
-        name: {protocol: _read(prediction_file(path, split, protocol), path, split) for protocol in (ONLINE, FROZEN)}
+        name: {protocol: _read(prediction_file(path, split, protocol), path, split) for protocol in protocols}
         for name, path in names_beside(run, others).items()
     }
 

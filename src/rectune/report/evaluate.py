@@ -246,7 +246,8 @@ def evaluate(
     """
     if beside or mode != "logits":
         _only_two_classes(folder, overrides, "--beside" if beside else "--mode generate")
-    others = read_beside(folder, beside, split)
+    asked = run_config(folder, overrides).task if folder.is_dir() else None
+    others = read_beside(folder, beside, split, (ONLINE,) if asked == CLASSIFY else (ONLINE, FROZEN))
     run = open_run(folder, overrides, say)
     history, diagnosis = _log_history(run.folder), _diagnosis(run.folder)
     data = open_data(run, say)
@@ -283,12 +284,12 @@ def evaluate(
             data.folder, data.events, data.catalog, data.content_hash, len(run.config.classes), say, quick
         )
         add_text_baselines(online, fitted_texts)
-        add_beside(others, {ONLINE: online})
+        added = add_beside(others, {ONLINE: online})
         by_class = texts_by_class(run, data, split, online, _kept_validation(run), fitted_texts)
         report = write_report(
             run.folder, online, history, how, run.settings.threshold, out_name=name, title=title, protocol=PROTOCOL,
             baselines=fitted_texts.notes, cuts=by_length(data, rows), diagnosis=diagnosis, by_class=by_class,
-            calibration=Calibration(run.settings.temperature, run.settings.offset, {}),
+            calibration=Calibration(run.settings.temperature, run.settings.offset, {}), beside=added,
         )  # fmt: skip
         console.print(summary_table(estimates(report), ("auc", "pr_auc", "loss", "ece")))
         for which in (NATURAL, BALANCED):

@@ -19,8 +19,7 @@ from rectune.measure.classes import Floats, class_metrics, confusion_table, draw
 from rectune.measure.classification import user_index
 from rectune.report import figures
 from rectune.report.classes import Decision, class_report
-from rectune.report.page import PageContent, PageFigure, render_page
-from rectune.report.report import metrics_name
+from rectune.report.page import PageContent, PageFigure, metrics_name, render_page
 from rectune.report.verdict import Estimate, comparison_sentence
 from rectune.score.predictions import LOG_P, PREDICTED
 from rectune.score.score import TUNED, UNTUNED

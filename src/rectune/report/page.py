@@ -215,6 +215,16 @@ def _classes(figure: PageFigure) -> str:
     return f' class="{" ".join(names)}"' if names else ""
 
 
+def metrics_name(out_name: str) -> str:
+    """The file of figures beside a page, so that one split's report never overwrites another's.
+
+    >>> metrics_name("report"), metrics_name("report_validation"), metrics_name("some")
+    ('metrics.json', 'metrics_validation.json', 'metrics_some.json')
+    """
+    rest = out_name.removeprefix("report").removeprefix("_")
+    return f"metrics_{rest}.json" if rest else "metrics.json"
+
+
 def render_page(content: PageContent) -> str:
     """The page as one HTML document, without script or external resource; readable in light and dark, wide and narrow.
 

@@ -19,7 +19,7 @@ from rectune.measure.slices import Cut, measure_slices
 from rectune.report import figures
 from rectune.report.beside import AVERAGE
 from rectune.report.compare import check_same_rows, disagreements, measure, measure_difference, split_by_outcome
-from rectune.report.page import PageContent, PageFigure, render_page
+from rectune.report.page import PageContent, PageFigure, metrics_name, render_page
 from rectune.report.verdict import ALONE, FROZEN_UAUC, METRIC_NAMES, WITHOUT, Estimate, comparison_sentence, verdict
 from rectune.score.score import OWN, TUNED, UNTUNED
 from rectune.score.settings import MODEL, OFFSET
@@ -100,12 +100,21 @@ def _sentence(report: Mapping[str, Any], metric: str, level: float, joining: Seq
     return verdict(_difference(report, UNTUNED, metric), against, metric, level, UNTUNED in report["models"], subject)
 
 
+def _beside(report: Mapping[str, Any], metric: str, level: float, part: Mapping[str, Any] | None = None) -> list[str]:
+    """A sentence on each other run in the report, of the whole of it or of a part with its own differences."""
+    named = {name: f"the {name}" if name == AVERAGE else name for name in report["beside"]}
+    return [
+        f"Beside it: {comparison_sentence(_difference(part or report, name, metric), other, metric, level)}"
+        for name, other in named.items()
+    ]
+
+
 def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]:
     """The verdict on AUC online, and the same question asked of UAUC, with frozen histories where there are some."""
     if TUNED not in report["models"]:
         return "No tuned model was measured; these are the models it will have to beat.", []
     if report.get("by_class"):
-        return _sentence(report, "auc", level, []), list(report["by_class"]["notes"])
+        return _sentence(report, "auc", level, []), [*report["by_class"]["notes"], *_beside(report, "auc", level)]
     blend = report["calibration"]["blend"]
     joining = [name for name in blend if name not in (MODEL, OFFSET)]
     if set(report["models"]) == {TUNED}:
@@ -122,9 +131,7 @@ def _sentences(report: Mapping[str, Any], level: float) -> tuple[str, list[str]]
         if WITHOUT in part["models"]:
             parts = (_difference(part, WITHOUT, metric), f"the {WITHOUT}", metric, level)
             notes.append(f"What the language model adds to its baselines: {comparison_sentence(*parts)}")
-        for name in report["beside"]:
-            other = f"the {name}" if name == AVERAGE else name
-            notes.append(f"Beside it: {comparison_sentence(_difference(part, name, metric), other, metric, level)}")
+        notes += _beside(report, metric, level, part)
     return _sentence(report, "auc", level, joining), notes
 
 
@@ -248,16 +255,6 @@ def _told(baselines: Mapping[str, Any]) -> dict[str, str]:
         setting = ", ".join(f"{key} {value}" for key, value in notes["setting"].items())
         found[name] = f"sees {notes['sees']}" + (f"; {setting}, of {len(notes['tried'])} tried" if setting else "")
     return found
-
-
-def metrics_name(out_name: str) -> str:
-    """The file of figures beside a page, so that one split's report never overwrites another's.
-
-    >>> metrics_name("report"), metrics_name("report_validation"), metrics_name("some")
-    ('metrics.json', 'metrics_validation.json', 'metrics_some.json')
-    """
-    rest = out_name.removeprefix("report").removeprefix("_")
-    return f"metrics_{rest}.json" if rest else "metrics.json"
 
 
 def write_report(

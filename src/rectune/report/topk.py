@@ -34,7 +34,7 @@ from rectune.measure.ranking import (
     reciprocal_rank_fusion,
 )
 from rectune.prompt.dataset import Dataset
-from rectune.report.report import metrics_name
+from rectune.report.page import metrics_name
 from rectune.report.topk_cases import POOL, Case, make_cases
 from rectune.report.verdict import Estimate, comparison_sentence, summary_table
 from rectune.score.frozen import Lookup, score_frozen
