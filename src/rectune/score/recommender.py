@@ -179,7 +179,7 @@ class Recommender:
         if not isinstance(source, Config):
             path = Path(source).expanduser()
             if path.is_dir():
-                only_recommending(run_config(path, list(overrides)), "rank and recommend")
+                only_recommending(run_config(path, list(overrides)), "rank, recommend and serve")
                 run = open_run(path, list(overrides), say)
                 return cls(run, data_of(run, say), say)
             try:
