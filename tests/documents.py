@@ -245,6 +245,35 @@ def python_problems(text: str) -> list[str]:
     return found
 
 
+@cache
+def _repository() -> tuple[frozenset[str], frozenset[str]]:
+    """All words of the source, and the paths of all files."""
+    files = [path for top in ("src", "benchmarks", "scripts", "tests", "configs") for path in (REPO / top).rglob("*.*")]
+    sources = [path for path in files if path.suffix in (".py", ".yaml") and path.name != "test_docs.py"]
+    text = [path.read_text(encoding="utf-8") for path in sources]
+    paths = [path.relative_to(REPO).as_posix() for path in files if "__pycache__" not in path.parts]
+    return frozenset(re.findall(r"[\w-]+", "\n".join(text))), frozenset(paths)
+
+
+def stale_names(document: Path) -> list[str]:
+    """Names between backticks that nothing in the repository has: keys and functions, options, files of source."""
+    words, paths = _repository()
+    options = [part for each in _commands().values() for part in each.params]
+    words = words.union(*(part.opts for part in options), *(part.secondary_opts for part in options))
+    found = []
+    for span in spans(document):
+        first = re.split(r"[ =]", span)[0]
+        if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", span) or re.fullmatch(r"--[a-z][a-z-]+", first):
+            known = span in words or first in words
+        elif re.fullmatch(r"[\w/]+\.py", span):
+            known = any(path == span or path.endswith(f"/{span}") for path in paths)
+        else:
+            continue
+        if not known:
+            found.append(span)
+    return found
+
+
 def links(document: Path) -> Iterator[str]:
     """Targets of links to other files."""
     for target in _LINK.findall(prose(document)):

@@ -99,6 +99,19 @@ def test_code_that_is_wrong_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_names_of_keys_options_and_files_in_a_document_are_there(document: Path) -> None:
+    assert not documents.stale_names(document)
+
+
+def test_a_name_that_is_not_there_is_found_out(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.md"
+    planted.write_text(
+        "Set `lora_rank` or `lora_ranck`, give `--resume` or `--resumes`; see `cli.py` and `train/no.py`.\n"
+    )
+    assert documents.stale_names(planted) == ["lora_ranck", "--resumes", "train/no.py"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_links_between_files_lead_somewhere(document: Path) -> None:
     assert not [target for target in documents.links(document) if not (document.parent / target).exists()]
 
