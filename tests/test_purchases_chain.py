@@ -70,7 +70,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Config
         "item_text": "{title}, {genres}", "history_shows": "label", "layout": "stream", "cutoff_len": 400,
         "prompt_format": "completion", "prompt_domain": "products", "bf16": False, "report_to": "none", "max_steps": 4,
         "eval_steps": 4, "save_steps": 4, "learning_rate": 0.01, "baselines": "quick", "metric_for_best_model": "auc",
-        "max_eval_samples": None,
+        "max_eval_samples": None, "validation_ratio": 0.15,
     }  # fmt: skip
     return parse_config(values, "test")
 
