@@ -81,7 +81,7 @@ def commands(document: Path) -> Iterator[str]:
                 yield re.split(r"\s{2,}", line.strip())[0]
         return
     for block in blocks(document):
-        for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+        for line in _whole_lines(re.sub(r"\\\n\s*", "", block.text)):
             if (block.language == "sh" and line.strip()) or line.startswith("rectune "):
                 yield line.strip()
     for span in spans(document):
@@ -92,8 +92,24 @@ def commands(document: Path) -> Iterator[str]:
             yield span
 
 
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines of a shell, where a quotation mark that is left open goes on in the next one."""
+    line = ""
+    for part in text.splitlines():
+        line += part
+        try:
+            shlex.split(line, comments=True)
+        except ValueError:
+            line += "\n"
+            continue
+        yield line
+        line = ""
+    yield line
+
+
 def split_command(line: str) -> list[list[str]]:
     """The words of each simple command of a line, without assignments before it and redirections after it."""
+    line = re.sub(r"\$\([^)]*\)", "SUBSTITUTED", line)
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
     lexer.whitespace_split = True
     lexer.commenters = "#"

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 import documents
 from documents import CONFIGS, DOCUMENTS, REPO, blocks, commands
@@ -204,6 +206,15 @@ def test_the_cheap_commands_of_the_documents_run(tiny_qwen3: Path, capsys: pytes
             continue
         ran.add(words[1])
     assert {"configs", "doctor", "plan"} <= ran
+
+
+def test_every_page_stands_once_in_the_navigation_and_every_extra_on_the_page_about_installing() -> None:
+    groups = yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = [page for group in groups for parts in group.values() for part in parts for page in part.values()]
+    assert len(pages) == len(set(pages)) and {page.name for page in (REPO / "docs").glob("*.md")} <= {*pages}
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installing = documents.spans(REPO / "docs" / "machine.md")
+    assert project["optional-dependencies"].keys() <= {*installing}
 
 
 def test_the_site_is_built_with_every_link_whole_and_nothing_from_elsewhere(tmp_path: Path) -> None:
