@@ -109,10 +109,17 @@ def test_half_of_what_is_trained_on_is_of_the_rarer_class(run: Path, lines: list
 
 
 def test_training_measures_by_class_and_on_a_balanced_set(run: Path) -> None:
+    shift = json.loads((run / "rectune.json").read_text())["loss_shift"]
     history = json.loads((run / "log_history.json").read_text())
     last = [entry for entry in history if "eval_loss" in entry][-1]
     assert last["eval_balanced_set_n"] == 2 * (last["eval_tp"] + last["eval_fn"])
     assert last["eval_recall_R"] == pytest.approx(last["eval_recall"])
+    kept = pl.read_parquet(run / "validation_predictions.parquet")
+    step = json.loads((run / "best" / "step.json").read_text())["step"]
+    best = next(entry for entry in history if entry["step"] == step and "eval_loss" in entry)
+    positive = kept.filter(pl.col("label") == 1)["log_odds"]
+    assert best["eval_answered_recall_R"] == pytest.approx((positive >= 0).mean())  # the shift still in it
+    assert best["eval_recall_R"] == pytest.approx((positive >= shift).mean())  # and taken off
     recalls = (last["eval_recall_R"] + last["eval_recall_O"]) / 2
     assert last["eval_balanced_accuracy"] == pytest.approx(recalls)
 

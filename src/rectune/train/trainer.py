@@ -308,6 +308,9 @@ class AnswerTrainer(ResumableTrainer):
         found: dict[str, Any] = {**classification_metrics(labels, plain, validation.user_ids)}
         if classes is not None:
             found |= classes.measure(labels, said.astype(np.int64))
+            if self.answer_loss.shift:  # then what the model says and what it is sure of part
+                answered = classes.measure(labels, predict(scores).astype(np.int64))
+                found |= {f"answered_{key}": value for key, value in answered.items()}
         return {**found, **confusion(labels, said)._asdict(), **self_assessment(labels, plain)}
 
     def evaluate(
