@@ -18,14 +18,33 @@ _BATCH = 8
 """Prompts that the classifier is asked at once: padding is part of what is checked."""
 
 
+def _shared(ids: Sequence[int], before: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike; at least one of the first is left to ask."""
+    alike = next((at for at, (one, other) in enumerate(zip(ids, before, strict=False)) if one != other), len(before))
+    return min(alike, len(ids) - 1)
+
+
 def _causal(model: Any, tokenizer: Any, texts: Sequence[str], words: Verbalizer) -> Floats:
-    """Log-odds of the label words behind each text, from the model's own logits at its last token."""
-    found = []
+    """Log-odds of the label words behind each text, from the model's own logits at its last token.
+
+    What a prompt shares with the one before it is not computed again, as servers keep it: a user's prompts follow each
+    other, and in the stream layout each is the one before and a few lines more.
+    """
+    from transformers import DynamicCache
+
+    kept = DynamicCache()
+    found: list[float] = []
+    before: list[int] = []
     with torch.inference_mode():
         for text in texts:
-            ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-            logits = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
+            ids = tokenizer(text).input_ids
+            alike = _shared(ids, before)
+            if before[alike:]:
+                kept.crop(alike - len(before))
+            rest = torch.tensor([ids[alike:]], device=model.device)
+            logits = model(input_ids=rest, past_key_values=kept, use_cache=True, logits_to_keep=1).logits[0, -1].float()
             found.append(float(logits[words.positive_id] - logits[words.negative_id]))
+            before = ids
     return np.array(found, dtype=np.float64)
 
 
@@ -110,10 +129,12 @@ def ask_llama_cpp(file: Path, texts: Sequence[str], words: Verbalizer) -> tuple[
     tokens = [vocabulary.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
     longest = max(map(len, tokens)) + 1
     model = llama_cpp.Llama(str(file), n_ctx=longest, n_batch=longest, verbose=False)
-    found = []
+    found: list[float] = []
+    before: list[int] = []
     for ids in tokens:
-        model.reset()
-        model.eval(ids)
+        model.n_tokens = _shared(ids, before)
+        model.eval(ids[model.n_tokens :])
+        before = ids
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
         found.append(float(logits[words.positive_id]) - float(logits[words.negative_id]))
     return np.array(found, dtype=np.float64), tokens
