@@ -208,13 +208,16 @@ def plant(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     monkeypatch.setattr(Linear, "merge", spoilt)
 
 
-@pytest.mark.parametrize("to", ["merged", "classifier"])
+@pytest.mark.parametrize("to", ["merged", "merged-4bit", "gguf", "classifier"])
 @pytest.mark.parametrize("wrong", ["scale twice as large", "half of the layers left out", "left out", "subtracted"])
 def test_a_wrong_merge_is_caught_and_leaves_nothing_behind(
     to: str, wrong: str, stream_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if to == "merged-4bit":
+        pytest.importorskip("bitsandbytes")
     plant(monkeypatch, wrong)
-    with pytest.raises(ModelError, match=r"does not answer as the trained model .*; nothing was exported"):
+    first = "the merged model, by transformers" if to in ("merged-4bit", "gguf") else to
+    with pytest.raises(ModelError, match=rf"{first}.*: does not answer as the trained model .*; nothing was exported"):
         export(stream_run, [], to, tmp_path / "out", silent)
     assert list(tmp_path.iterdir()) == []
 
@@ -308,3 +311,23 @@ def test_a_qlora_adapter_goes_into_the_16_bit_base_and_the_shift_is_said(make_ru
     largest = [float(re.findall(r"largest difference (\S+) in log-odds", line)[0]) for line in (shift, check)]
     assert largest[0] > 2 * largest[1]
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+
+
+def test_the_command_line_exports_and_refuses_in_one_line(
+    stream_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rectune.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(["export", str(stream_run), "--to", "adapter", "--output", str(tmp_path / "out")])
+    assert not done.value.code and "written: " in capsys.readouterr().out
+    for arguments, code, message in (
+        (["--to", "merged", "--gguf-type", "f16"], 2, "--gguf-type: does nothing without --to gguf"),
+        (["--to", "merged", "history_len=3"], 4, "history_len: got 3, but the adapter was trained with 5"),
+        (["--to", "merged", "--push-to-hub", "films"], 2, "--push-to-hub: got 'films', allowed: OWNER/NAME"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", str(stream_run), *arguments, "--output", str(tmp_path / "no")])
+        said = capsys.readouterr().err
+        assert stopped.value.code == code and message in said and said.count("\n") == 1
+    assert not (tmp_path / "no").exists()

@@ -41,6 +41,17 @@ def check_bitsandbytes() -> None:
         raise ResourceError("--to merged-4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
 
 
+def _check_merge(run: OpenRun, whole: Path, pairs: Pairs, must: Trained, say: Say) -> None:
+    """Check the merged model itself: behind what fewer bits move, a wrong merge could hide.
+
+    Raises:
+        ModelError: it does not answer as the trained model.
+    """
+    asked = ask_merged(whole, pairs.texts, run.prompts.verbalizer, run.loaded.device)
+    checked("the merged model, by transformers", compared(asked, must, pairs), HALF, say)
+    free()
+
+
 def export_4_bits(run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, say: Say) -> dict[str, Parity]:
     """A whole model in 4 bits: merged in 16 bits first, and only then quantised (NF4, double quantisation)."""
     import torch
@@ -50,6 +61,7 @@ def export_4_bits(run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, sa
     must = save_merged(run, whole, pairs, trained, say)
     device, run = run.loaded.device, released(run)
     free()
+    _check_merge(run, whole, pairs, must, say)
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -88,6 +100,8 @@ def export_gguf(
     must = save_merged(run, whole, pairs, trained, say)
     run = released(run)
     free()
+    if F16 not in kinds:
+        _check_merge(run, whole, pairs, must, say)
     title = f"{Path(run.settings.base_model.removeprefix('wheel:')).name} {run.config.dataset_name()} rectune"
     begins = bool(start_text(run.prompts.pieces))
     files = {kind: folder / f"model-{kind}.gguf" for kind in kinds}
