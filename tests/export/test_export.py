@@ -183,9 +183,14 @@ def test_an_output_that_holds_something_else_is_left_alone(stream_run: Path, tmp
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    """A wrong merge: PEFT's own merge of a layer, spoilt."""
+def plant(monkeypatch: pytest.MonkeyPatch, wrong: str, seen: bool = False) -> None:
+    """A wrong merge: PEFT's own merge of a layer, spoilt; unless it may be `seen`, nobody looks at the layers."""
     from peft.tuners.lora import Linear
+
+    from rectune.export import merge
+
+    if not seen:
+        monkeypatch.setattr(merge, "_check_layer", lambda *_: None)
 
     right = Linear.merge
 
@@ -199,6 +204,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
         elif wrong == "half of the layers left out":
             plant.count += 1  # type: ignore[attr-defined]
             weight.data = before if plant.count % 2 else weight.data  # type: ignore[attr-defined]
+        elif wrong == "one layer left out":
+            plant.count += 1  # type: ignore[attr-defined]
+            weight.data = before if plant.count == 3 else weight.data  # type: ignore[attr-defined]
         elif wrong == "left out":
             weight.data = before
         elif wrong == "subtracted":
@@ -220,6 +228,19 @@ def test_a_wrong_merge_is_caught_and_leaves_nothing_behind(
     with pytest.raises(ModelError, match=rf"{first}.*: does not answer as the trained model .*; nothing was exported"):
         export(stream_run, [], to, tmp_path / "out", silent)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["one layer left out", "scale twice as large", "half of the layers left out"])
+@pytest.mark.parametrize("keys", [{}, {"use_rslora": True}, {"init_lora_weights": "pissa"}], ids=str)
+def test_a_single_wrong_layer_is_caught_by_its_sum(
+    wrong: str, keys: dict[str, Any], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rectune.export.merge import merge_adapter
+
+    adapted = open_run(make_run(**keys), [], silent).model
+    plant(monkeypatch, wrong, seen=True)
+    with pytest.raises(ModelError, match=r"_proj: merged, it is .* off the base weight plus the adapter's"):
+        merge_adapter(adapted, torch.bfloat16)
 
 
 def test_an_earlier_export_outlives_a_failed_one(
