@@ -88,7 +88,7 @@ def commands(document: Path) -> Iterator[str]:
         program, *rest = span.split(" ")
         # `rectune train` by itself is how a sentence calls the command.
         named = program == "rectune" and len(rest) == 1 and rest[0] in _commands()
-        if program in ("rectune", "make", "python", "pytest") and rest and "…" not in span and not named:
+        if program in ("rectune", "make", "python", "pytest") and rest and not {"…", "..."} & {*rest} and not named:
             yield span
 
 
@@ -199,7 +199,11 @@ def _config_problems(name: str, given: dict[str, object]) -> list[str]:
         return []
     found = []
     for text in overrides:
-        key, value = parse_override(text)
+        try:
+            key, value = parse_override(text)
+        except RectuneError as error:
+            found.append(str(error))
+            continue
         if key not in Config.model_fields:
             found.append(f"{key}: no such key")
         elif not _PLACEHOLDER.fullmatch(str(value)):
