@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from tiny_runs import silent, write_run
 
-from conftest import silent, write_run
 from rectune.errors import DataError
 from rectune.export.card import license_of
 from rectune.export.export import export

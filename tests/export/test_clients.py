@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_runs import silent
 
-from conftest import silent
 from rectune.export.clients import _causal, _shared
 from rectune.export.pairs import pairs_of
 from rectune.export.prompt_template import template_of

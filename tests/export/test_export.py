@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_runs import MakeRun, card_says, own_probability, silent
 
-from conftest import MakeRun, silent
 from rectune.errors import ConfigError, ModelError
-from rectune.export.calls import EXAMPLE
 from rectune.export.export import export
 from rectune.score.candidates import Candidate, CandidateScorer, Request
 from rectune.score.open_run import open_run
@@ -24,21 +22,6 @@ from rectune.score.open_run import open_run
 def exported(run: Path, to: str, output: Path) -> tuple[Path, list[str]]:
     lines: list[str] = []
     return export(run, [], to, output, lines.append), lines
-
-
-def own_probability(run: Path) -> float:
-    """What rectune itself says of the card's example."""
-    history, candidate = EXAMPLE
-    (odds,) = CandidateScorer(open_run(run, [], silent), silent).score([Request(history, [Candidate(candidate)])])
-    return 1 / (1 + math.exp(-odds[0]))
-
-
-def card_says(folder: Path, capsys: pytest.CaptureFixture[str], block: int = 0) -> float:
-    """Run the code of the model card and return the number that it prints."""
-    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[block]
-    capsys.readouterr()
-    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), {})
-    return float(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 @pytest.mark.parametrize("which", ["stream_run", "pointwise_run"])
@@ -270,7 +253,7 @@ def test_every_kind_of_adapter_merges(keys: dict[str, Any], make_run: MakeRun, t
 def test_a_marker_in_a_title_is_said_and_kept_out_of_the_comparison(
     tmp_path: Path, tiny_qwen3: Path, movielens: Path
 ) -> None:
-    from conftest import write_run
+    from tiny_runs import write_run
 
     folder = tmp_path / "odd"
     folder.mkdir()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
+from tiny_runs import silent, write_run
 
-from conftest import silent, write_run
 from rectune.errors import ModelError, ResourceError
 from rectune.export import gguf as writer
 from rectune.export import quantised
@@ -146,7 +146,7 @@ def test_q4_k_m_without_llama_cpp_is_refused_before_anything_is_asked(
     from rectune.export import quantise
 
     monkeypatch.setattr(quantise, "has_llama_cpp", lambda: False)
-    monkeypatch.setattr(stage, "pairs_of", None)
+    monkeypatch.setattr(stage, "open_run", None)
     with pytest.raises(ResourceError, match=r"q4_k_m needs llama.cpp's quantiser: pip install"):
         export(stream_run, [], "gguf", tmp_path / "out", silent, [Q4_K_M])
 

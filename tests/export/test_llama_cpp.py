@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import card_says, own_probability, silent, write_run
 
-from conftest import silent, write_run
 from rectune.export.clients import ask_llama_cpp
 from rectune.export.export import export
 from rectune.export.gguf import F16, Q4_K_M, Q8_0
@@ -31,7 +31,9 @@ ODD = [
 
 
 @pytest.mark.parametrize("which", ["stream_run", "pointwise_run"])
-def test_it_answers_as_the_run_in_f16_and_q8_0(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_it_answers_as_the_run_in_f16_and_q8_0(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = request.getfixturevalue(which)
     lines: list[str] = []
     folder = export(run, [], "gguf", tmp_path / "out", lines.append, [F16, Q8_0])
@@ -39,6 +41,8 @@ def test_it_answers_as_the_run_in_f16_and_q8_0(which: str, request: pytest.Fixtu
         " gguf f16, by llama.cpp, 24 pairs",
         " gguf q8_0, by llama.cpp, 24 pairs",
     ]
+    # By the code of its own card, with temperature and offset.
+    assert card_says(folder, capsys) == pytest.approx(own_probability(run), abs=0.02)
     opened = open_run(run, [], silent)
     template = template_of(opened.prompts)
     history = [Event(ODD[0], 4.5, 1), Event(ODD[3], 1.0, 0)]

@@ -14,7 +14,7 @@ from rectune.export.gguf import Q8_0
 from rectune.export.hub import check_hub, push
 from rectune.export.pairs import pairs_of
 from rectune.export.prompt_template import template_of
-from rectune.export.quantised import check_bitsandbytes, check_gguf, export_4_bits, export_gguf
+from rectune.export.quantised import check_gguf, check_packages, export_4_bits, export_gguf
 from rectune.export.scoring_file import FILE_NAME, write_scoring
 from rectune.export.targets import ADAPTER, CLASSIFIER, GGUF, MERGED, MERGED_4BIT, TARGETS, check_target, writes_rates
 from rectune.files import atomic_folder
@@ -76,11 +76,10 @@ def export(
     _check_output(output)
     if hub is not None:
         check_hub(hub)
-    if to == MERGED_4BIT:
-        check_bitsandbytes()
+    check_packages(to, kinds)
     run = open_run(folder, overrides, say)
     if to == GGUF:
-        check_gguf(run, kinds)
+        check_gguf(run)
     template = template_of(run.prompts)
     pairs = pairs_of(run, template, say)
     say(

@@ -15,6 +15,7 @@ from rectune.export.pairs import Pairs
 from rectune.export.parity import Parity, Tolerance
 from rectune.export.prompt_template import start_text
 from rectune.export.quantise import check_quantiser, has_llama_cpp, quantise
+from rectune.export.targets import GGUF, MERGED_4BIT
 from rectune.export.tokenizer import save_tokenizer
 from rectune.score.open_run import OpenRun
 
@@ -78,18 +79,30 @@ def export_4_bits(run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, sa
     return {"transformers": checked("merged-4bit, by transformers", compared(asked, must, pairs), FOUR_BITS, say)}
 
 
-def check_gguf(run: OpenRun, kinds: Sequence[str]) -> None:
+def check_packages(to: str, kinds: Sequence[str]) -> None:
+    """Refuse a form whose packages are not installed, before anything is loaded.
+
+    Args:
+        to: the form asked for.
+        kinds: of a GGUF.
+
+    Raises:
+        ResourceError: bitsandbytes or llama.cpp is missing.
+    """
+    if to == MERGED_4BIT:
+        check_bitsandbytes()
+    if to == GGUF and Q4_K_M in kinds:
+        check_quantiser()
+
+
+def check_gguf(run: OpenRun) -> None:
     """Refuse what cannot become a GGUF, before anything is computed.
 
     Raises:
         ModelError: the architecture or the tokenizer is one that cannot be written.
-        ResourceError: llama.cpp's quantiser is needed and not installed.
     """
-    bare = run.model.get_base_model()
-    check_architecture(bare.config)
+    check_architecture(run.model.get_base_model().config)
     pre_tokenisation(run.loaded.tokenizer)
-    if Q4_K_M in kinds:
-        check_quantiser()
 
 
 def export_gguf(
