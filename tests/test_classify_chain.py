@@ -22,6 +22,7 @@ from rectune.report.baselines import measure_baselines
 from rectune.report.evaluate import compare, evaluate
 from rectune.report.infer_texts import class_probabilities, infer_text, infer_texts
 from rectune.score.open_run import open_run
+from rectune.train.start import Resume
 from rectune.train.train import train
 
 QUIET = Console(quiet=True)
@@ -220,3 +221,11 @@ def test_another_run_stands_beside_it(run: Path, tmp_path: Path) -> None:
     assert told["beside"] == ["run natural", "average of these runs"]
     assert told["paired_differences"]["tuned - run natural"]["auc"]["difference"] == 0
     assert sum(note.startswith("Beside it: ") for note in told["notes"]) == 2
+
+
+def test_cut_off_and_resumed_it_ends_at_the_same_adapter(config: Config, run: Path, tmp_path: Path) -> None:
+    whole = train(config.with_overrides(output_dir=str(tmp_path / "whole"), save_steps=3), silent, QUIET)
+    again = config.with_overrides(output_dir=str(tmp_path / "again"), save_steps=3)
+    resumed = train(again, silent, QUIET, Resume(checkpoint=whole / "checkpoint-3"))
+    for name in ("adapter_model.safetensors", "rectune.json"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes() == (run / name).read_bytes()

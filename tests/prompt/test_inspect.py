@@ -174,3 +174,10 @@ def test_a_cutoff_too_small_for_the_answer_is_named_and_the_lengths_are_measured
     shown, _ = run(tiny_config(cutoff_len=8), examples=1, packed=False)
     assert re.search(r"set cutoff_len=\d+ or more", shown.replace("\n", " "))
     assert "suggested cutoff_len" in shown.replace("\n", " ")
+
+
+def test_of_texts_the_middle_is_said_to_be_lost() -> None:
+    lengths = np.array([10] * 9 + [100])
+    assert truncation_verdict(lengths, 64, texts=True) == (
+        "1 prompts (10.0%) lose the middle of their text at cutoff_len=64: raise it; suggested cutoff_len: 128"
+    )

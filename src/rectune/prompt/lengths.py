@@ -75,12 +75,14 @@ def summary(lengths: Lengths, percentiles: Sequence[float]) -> dict[str, float]:
     return found | {f"p{share:g}": float(np.percentile(lengths, share)) for share in percentiles}
 
 
-def truncation_verdict(lengths: Lengths, cutoff: int) -> str:
+def truncation_verdict(lengths: Lengths, cutoff: int, texts: bool = False) -> str:
     """How many prompts are too long, what to make of it, and which cutoff would do.
 
     The suggestion is the 99.5th percentile rounded up to a multiple of 64, or the longest where that is no more
-    than a quarter longer: memory goes with the longest prompt of a batch, while cut prompts lose old events only.
+    than a quarter longer: memory goes with the longest prompt of a batch, while cut prompts lose old events only, or
+    texts that are to be classified their middle.
     """
+    lose = "lose the middle of their text" if texts else "lose their oldest events"
     over = int((lengths > cutoff).sum())
     share = over / len(lengths)
     longest = int(lengths.max())
@@ -89,13 +91,12 @@ def truncation_verdict(lengths: Lengths, cutoff: int) -> str:
     if over == 0:
         verdict = f"no prompt is longer than cutoff_len={cutoff}"
     elif share < 0.01:
-        verdict = f"{over:,} prompts ({share:.2%}) lose their oldest events at cutoff_len={cutoff}: acceptable"
+        verdict = f"{over:,} prompts ({share:.2%}) {lose} at cutoff_len={cutoff}: acceptable"
     elif share < 0.05:
-        verdict = f"{over:,} prompts ({share:.1%}) lose their oldest events at cutoff_len={cutoff}: think of raising it"
+        verdict = f"{over:,} prompts ({share:.1%}) {lose} at cutoff_len={cutoff}: think of raising it"
     else:
-        verdict = (
-            f"{over:,} prompts ({share:.1%}) lose their oldest events at cutoff_len={cutoff}: raise it, or lower "
-            "history_len so that all prompts show alike"
+        verdict = f"{over:,} prompts ({share:.1%}) {lose} at cutoff_len={cutoff}: raise it" + (
+            "" if texts else ", or lower history_len so that all prompts show alike"
         )
     return f"{verdict}; suggested cutoff_len: {suggested}"
 
@@ -152,7 +153,7 @@ def report_lengths(
     say = _printer(console)
     _print_statistics(lengths, found, f"LENGTHS of {len(lengths):,} training prompts, answer included, in {unit}", say)
     if unit == "tokens":
-        found["verdict"] = truncation_verdict(lengths, config.cutoff_len)
+        found["verdict"] = truncation_verdict(lengths, config.cutoff_len, config.task == "classify")
         found["truncated"] = int((lengths > config.cutoff_len).sum())
         say(f"\n{found['verdict']}")
         if packed:
