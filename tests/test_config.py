@@ -134,6 +134,7 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
         ("--learning-rate=2", ("learning_rate", 2)),
         ("question=a=b", ("question", "a=b")),
         ("item_text={title}", ("item_text", "{title}")),
+        ("item_text={title}, {price:.2f}", ("item_text", "{title}, {price:.2f}")),
     ],
 )
 def test_an_override_is_read_as_yaml(text: str, expected: tuple[str, Any]) -> None:

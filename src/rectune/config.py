@@ -71,11 +71,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"{text!r}: an override is written key=value, for example learning_rate=1e-4")
+    key = key.strip().lstrip("-").replace("-", "_")
     try:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
+        if key == "item_text":  # "{title}, {price:.2f}" is a template as it stands
+            return key, value
         raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
-    key = key.strip().lstrip("-").replace("-", "_")
     # No other key takes a mapping, so {title} is a template, not one.
     return key, value if isinstance(read, dict) and key not in ("sweep", "labels") else read
 

@@ -208,3 +208,23 @@ def test_a_negative_is_asked_where_its_purchase_is() -> None:
     assert asked_at(events).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0]
     starts, stops = history_slices(events, 2)
     assert list(zip(starts, stops, strict=True))[4:8] == [(0, 0), (0, 1), (0, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("how", ["uniform", "popularity", "hard"])
+def test_what_is_offered_in_one_market_is_drawn_for_its_own_purchases_only(how: Any) -> None:
+    # In the north 3 and 1 of two items are bought beside the asker's, in the south 1 and 4, all of one category.
+    rows = [("n", "n1", 0)] * 3 + [("n", "n2", 0)] + [("s", "s1", 0)] + [("s", "s2", 0)] * 4
+    rows += [("north", "n3", at) for at in range(1000)] + [("south", "s3", at) for at in range(1000)]
+    items = catalog(dict.fromkeys(["s1", "n1", "n2", "s2", "n3", "s3"], "x"))
+    items = items.with_columns(pl.col("item_id").str.slice(0, 1).alias("city"))
+    bought = purchases(rows, ["train"] * len(rows))
+    line = timeline(bought, split="column", history_len=1, test_ratio=0.2, validation_ratio=0.2)
+    events = add_negatives(line.events, bought, items, 1, how, 0, market="city").events
+    drawn_for = {
+        user: Counter(events.filter(pl.col("user_id") == user, pl.col("label") == 0)["item_id"].to_list())
+        for user in ("north", "south")
+    }
+    shares = {"n1": 0.75, "s1": 0.2} if how == "popularity" else {"n1": 0.5, "s1": 0.5}
+    assert drawn_for["north"].keys() == {"n1", "n2"} and drawn_for["south"].keys() == {"s1", "s2"}
+    assert drawn_for["north"]["n1"] / 1000 == pytest.approx(shares["n1"], abs=0.05)
+    assert drawn_for["south"]["s1"] / 1000 == pytest.approx(shares["s1"], abs=0.05)

@@ -6,7 +6,8 @@ earlier rows, so no negative can ever be in one, whoever reads them.
 
 Which items may be drawn: those with a purchase in the event's own split or an earlier one (of train, validation, test),
 by anyone. So training never meets an item of which only the test period knows, and no item that was never sold can be
-told by just that. Never one that the user bought, in whatever split and at whatever time.
+told by just that. Never one that the user bought, in whatever split and at whatever time. Where items are offered in
+markets, such as cities, only those of the purchase's own.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class _Pools(NamedTuple):
     Attributes:
         members: int64; items of all groups.
         start, size: int64 [groups].
-        weight: float64 [members]; sums of the weights up to and with each member; None where all weigh the same.
+        weight: float64 [members + 1]; the sum of the weights before each member, and that of all; None where all weigh
+            the same.
     """
 
     members: Ints
@@ -82,9 +84,11 @@ class _Pools(NamedTuple):
 
     @classmethod
     def of(cls, groups: list[Ints], weight: Floats | None = None) -> _Pools:
+        """Groups of items, with the weight of every item, or none."""
         size = np.array([len(group) for group in groups], dtype=np.int64)
         members = np.concatenate([np.empty(0, np.int64), *groups])
-        return cls(members, np.cumsum(size) - size, size, None if weight is None else np.cumsum(weight))
+        sums = None if weight is None else np.concatenate([[0.0], np.cumsum(weight[members])])
+        return cls(members, np.cumsum(size) - size, size, sums)
 
     def pick(self, group: Ints, chance: Floats) -> Ints:
         """One member of each group, by a random number of 0 to 1; -1 where the group is empty."""
@@ -92,8 +96,9 @@ class _Pools(NamedTuple):
         if self.weight is None:
             place = np.minimum((chance * size).astype(np.int64), size - 1)
         else:
-            place = np.searchsorted(self.weight, chance * self.weight[-1], side="right")
-            place = np.minimum(place, len(self.members) - 1)
+            low, high = self.weight[self.start[group]], self.weight[self.start[group] + size]
+            place = np.searchsorted(self.weight, low + chance * (high - low), side="right") - 1 - self.start[group]
+            place = np.clip(place, 0, size - 1)
         found = self.members[np.minimum(self.start[group] + place, len(self.members) - 1)]
         return np.where(size > 0, found, -1)
 
@@ -156,14 +161,20 @@ class _Draw:
         wanted = min(len(left), self.chosen.shape[1] - place)
         chance = None
         if pools.weight is not None and len(left):
-            weight = np.diff(pools.weight[there], prepend=0.0)[free]
+            weight = np.diff(pools.weight[there.start : there.stop + 1])[free]
             chance = weight / weight.sum()
         if wanted:
             self.chosen[row, place : place + wanted] = self.random.choice(left, wanted, replace=False, p=chance)
 
 
 def add_negatives(
-    events: pl.DataFrame, purchases: pl.DataFrame, catalog: pl.DataFrame, count: int, sampling: Sampling, seed: int
+    events: pl.DataFrame,
+    purchases: pl.DataFrame,
+    catalog: pl.DataFrame,
+    count: int,
+    sampling: Sampling,
+    seed: int,
+    market: str | None = None,
 ) -> Drawn:
     """Draw negatives for every purchase that is asked about; warm-up ones need none.
 
@@ -175,6 +186,7 @@ def add_negatives(
         sampling: `uniform`: all items alike; `popularity`: by how often they are bought in warm-up and training;
             `hard`: of the rarest of the purchase's categories that has an item left, else of any.
         seed: the same input and seed give the same draw.
+        market: the catalog's column that says where an item is offered; None where all are offered to everybody.
 
     Raises:
         DataError: `hard` without categories, or `popularity` without a training purchase.
@@ -192,20 +204,25 @@ def add_negatives(
     # Which items each split may draw: those bought in it or in an earlier one.
     first = np.full(len(items), len(c.SPLITS))
     np.minimum.at(first, item, split)
-    by_split = _Pools.of([np.flatnonzero(first <= each) for each in range(len(c.SPLITS))])
+    # Group market * splits + split.
+    markets = np.zeros(len(items), dtype=np.int64)
+    if market is not None:
+        markets = catalog[market].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+    offered = [np.flatnonzero(markets == each) for each in range(int(markets.max(initial=0)) + 1)]
+    here = markets[item[rows]]
     elsewhere = 0
     if sampling == "popularity":
         sold = np.bincount(item[split <= 1], minlength=len(items)).astype(np.float64)
         if not sold.any():
             raise DataError("negative_sampling: popularity, but no purchase is in training; use uniform")
-        pool = np.flatnonzero(sold)
-        draw.fill(_Pools.of([pool], sold[pool]), np.zeros(len(rows), dtype=np.int64))
+        draw.fill(_Pools.of([mine[sold[mine] > 0] for mine in offered], sold), here)
     else:
         if sampling == "hard":
-            for pools, group in _by_category(catalog, first, item[rows], split[rows]):
+            for pools, group in _by_category(catalog, markets, first, item[rows], split[rows]):
                 draw.fill(pools, group)
             elsewhere = int((draw.chosen < 0).sum())
-        draw.fill(by_split, split[rows])
+        of_split = [mine[first[mine] <= each] for mine in offered for each in range(len(c.SPLITS))]
+        draw.fill(_Pools.of(of_split), here * len(c.SPLITS) + split[rows])
         elsewhere -= int((draw.chosen < 0).sum()) if sampling == "hard" else 0
     found = draw.chosen >= 0
     return Drawn(
@@ -218,7 +235,9 @@ def add_negatives(
     )
 
 
-def _by_category(catalog: pl.DataFrame, first: Ints, item: Ints, split: Ints) -> list[tuple[_Pools, Ints]]:
+def _by_category(
+    catalog: pl.DataFrame, markets: Ints, first: Ints, item: Ints, split: Ints
+) -> list[tuple[_Pools, Ints]]:
     """Pools to draw from one after the other: of each purchase's rarest category, then its next, to the last.
 
     Raises:
@@ -227,10 +246,13 @@ def _by_category(catalog: pl.DataFrame, first: Ints, item: Ints, split: Ints) ->
     texts = catalog[c.GENRES] if c.GENRES in catalog.columns else pl.Series([None] * catalog.height, dtype=pl.String)
     # An item has each of its categories once, however often they are written.
     table = (
-        pl.DataFrame({"item": np.arange(catalog.height), "category": texts.fill_null("").str.split(", ")})
+        pl.DataFrame(
+            {"item": np.arange(catalog.height), "market": markets, "category": texts.fill_null("").str.split(", ")}
+        )
         .explode("category")
         .filter(pl.col("category") != "")
         .unique(maintain_order=True)
+        .with_columns(category=pl.concat_str("market", "category", separator=" "))
         .with_columns(sold=pl.col("item").is_in(np.flatnonzero(first < len(c.SPLITS))))
         .with_columns(size=pl.col("sold").sum().over("category"))
         .sort("item", "size", "category")

@@ -98,7 +98,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
     tally.add(line.events)
     if config.label_from == "purchases":
         many, how = config.negatives, config.negative_sampling
-        drawn = add_negatives(line.events, rows, read.catalog, many, how, config.seed)
+        drawn = add_negatives(line.events, rows, read.catalog, many, how, config.seed, read.market)
         say_negatives(drawn, many, how, say)
         events, more = drawn.events, {"negatives": drawn.meta(many, how)}
         tally.count_written(events)

@@ -122,12 +122,12 @@ def test_every_line_is_an_ordered_dish_or_rejected_with_its_reason(tmp_path: Pat
 def test_dishes_have_cuisine_and_price_and_those_of_no_menu_are_counted_and_called_by_their_ids(tmp_path: Path) -> None:
     found, said = read(write_city(tmp_path))
     assert found.catalog.rows() == [
-        ("sg:p1", "Noodles, fried", "thai", "thai", 0.496),
-        ("sg:p2", "item sg:p2", "thai", "thai", 0.3),
-        ("sg:p3", "Räksmörgås", "", "", None),
-        ("sg:p4", "Soup", "thai", "thai", None),
-        ("sg:p9", "item sg:p9", "", "", None),
-        ("sg:p8", "item sg:p8", "", "", None),
+        ("sg:p1", "Noodles, fried", "thai", "thai", 0.496, "sg"),
+        ("sg:p2", "item sg:p2", "thai", "thai", 0.3, "sg"),
+        ("sg:p3", "Räksmörgås", "", "", None, "sg"),
+        ("sg:p4", "Soup", "thai", "thai", None, "sg"),
+        ("sg:p9", "item sg:p9", "", "", None, "sg"),
+        ("sg:p8", "item sg:p8", "", "", None, "sg"),
     ]
     assert "sg: 2 dishes that were ordered are not in products_sg.txt" in said
     assert "sg: 3 dishes have no name and are called by their ids" in said
@@ -141,7 +141,7 @@ def test_a_dish_of_several_vendors_has_the_cuisines_of_all(tmp_path: Path) -> No
     menu = ["0,v1,p1,Curry,1", "1,v2,p1,Curry,2", "2,v3,p1,Curry,3"]
     shops = ["0,v1,,x,thai", "1,v2,,x,indian", "2,v3,,x,thai"]
     found, _ = read(write_city(tmp_path, train=["0,a,x,0,v1,p1,0,1:00:00,0 days"], menu=menu, shops=shops))
-    assert found.catalog.rows() == [("sg:p1", "Curry", "thai, indian", "thai, indian", 1.0), *found.catalog.rows()[1:]]
+    assert found.catalog.row(0) == ("sg:p1", "Curry", "thai, indian", "thai, indian", 1.0, "sg")
 
 
 def test_two_cities_in_one_folder_or_in_folders_of_their_own_never_share_ids(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from rectune.data.split import COLUMN
 from rectune.errors import DataError
 
 NOUNS = Nouns("ordered dishes", "dishes")
+CITY = "city"
+"""Column of the catalog: a dish is offered in one city."""
 BAD_DAY = "order_day is not a number of days"
 BAD_TIME = "order_time is not a time of the day"
 
@@ -157,7 +159,7 @@ def read_delivery_hero(config: Config, path: Path, say: Say) -> Source:
         catalogs.append(read.catalog)
         rejects.append(read.rejects)
         say(f"{city.name}: {bought.height:,} ordered dishes of {bought[c.USER_ID].n_unique():,} customers")
-    return Source(pl.concat(events), pl.concat(catalogs), pl.concat(rejects), NOUNS)
+    return Source(pl.concat(events), pl.concat(catalogs), pl.concat(rejects), NOUNS, CITY)
 
 
 class _Rows(NamedTuple):
@@ -288,5 +290,5 @@ def _catalog(city: City, orders: pl.DataFrame, vendors: pl.DataFrame, products: 
     item = _named(city, "product_id")
     return dishes.select(
         item.alias(c.ITEM_ID), pl.coalesce("name", pl.lit("item ") + item).alias(c.TITLE),
-        pl.col("cuisine").alias(c.GENRES), "cuisine", "price",
+        pl.col("cuisine").alias(c.GENRES), "cuisine", "price", pl.lit(city.name).alias(CITY),
     )  # fmt: skip

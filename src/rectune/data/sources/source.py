@@ -26,9 +26,12 @@ class Source(NamedTuple):
             whoever looks at these; every item of the interactions is in it.
         rejects: file, line (1-based), reason, text, as `clean.REJECTS_SCHEMA` has them.
         nouns: for messages.
+        market: the catalog's column that says where an item is offered, where not all are offered to everybody: what
+            is sampled beside a purchase is offered where that is.
     """
 
     interactions: pl.DataFrame
     catalog: pl.DataFrame
     rejects: pl.DataFrame
     nouns: Nouns = Nouns()
+    market: str | None = None
