@@ -32,6 +32,7 @@ def test_the_examples_hold() -> None:
         ("Heat: 1e5", ["Heat: 1e5"]),
         ("Heat: ٣", ["Heat: ٣"]),
         (": 5", [": 5"]),
+        ("Two\u2028lines: 5", ["Two\u2028lines", 5.0]),
         ("Heat:", ["Heat:"]),
     ],
 )

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from rectune.errors import ConfigError, DataError, RectuneError
@@ -94,13 +95,16 @@ def _told(request: Request, answers: Sequence[Answered]) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def make_app(service: Service, may_reload: bool) -> FastAPI:
+def make_app(service: Service, has_keys: bool) -> FastAPI:
     """The application.
 
     Args:
         service: answers.
-        may_reload: whether `/v1/reload` is there, which needs a key.
+        has_keys: whether the guard asks for a key; without one there is no `/v1/reload`.
     """
+    # For the document only: the guard has looked at the keys before anything comes here.
+    schemes = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False))
+    keyed = [Depends(scheme) for scheme in schemes] if has_keys else []
     app = FastAPI(
         title="rectune", version=__version__, description=_ABOUT,
         # Its pages take scripts from other hosts; the document itself is at /openapi.json.
@@ -143,10 +147,12 @@ def make_app(service: Service, may_reload: bool) -> FastAPI:
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         app.post(
             path, summary="Rank candidates for one person", response_model=RerankResponse,
-            include_in_schema=path == "/v1/rerank",
+            include_in_schema=path == "/v1/rerank", dependencies=keyed,
         )(rerank)  # fmt: skip
 
-    @app.post("/v1/score", summary="P(like) of candidates, or of pairs", response_model=ScoreResponse)
+    @app.post(
+        "/v1/score", summary="P(like) of candidates, or of pairs", response_model=ScoreResponse, dependencies=keyed
+    )
     async def score(
         request: Request,
         body: Annotated[ScoreRequest, Body(openapi_examples=SCORE_EXAMPLES)],
@@ -164,7 +170,9 @@ def make_app(service: Service, may_reload: bool) -> FastAPI:
             {"id": f"score-{request.state.id}", "object": "list", "model": serving.name, "data": data, "usage": usage}
         )
 
-    @app.post("/v1/recommend", summary="Items for a user of the dataset", response_model=RecommendResponse)
+    @app.post(
+        "/v1/recommend", summary="Items for a user of the dataset", response_model=RecommendResponse, dependencies=keyed
+    )
     async def recommend(
         request: Request,
         body: Annotated[RecommendRequest, Body(openapi_examples=RECOMMEND_EXAMPLES)],
@@ -189,9 +197,11 @@ def make_app(service: Service, may_reload: bool) -> FastAPI:
             }
         )  # fmt: skip
 
-    if may_reload:
+    if has_keys:
 
-        @app.post("/v1/reload", summary="Serve what lies in the run folder now", response_model=Reloaded)
+        @app.post(
+            "/v1/reload", summary="Serve what lies in the run folder now", response_model=Reloaded, dependencies=keyed
+        )
         async def reload(_body: Annotated[ReloadRequest, Body()]) -> Response:
             serving, seconds = await asyncio.to_thread(service.reload)
             return _json({"model": serving.name, "adapter": serving.adapter, "seconds": round(seconds, 2)})
@@ -206,7 +216,7 @@ def make_app(service: Service, may_reload: bool) -> FastAPI:
             return _json({"status": "stopping"}, 503, **{"retry-after": "5"})
         return _json({"status": "ready", "model": service.serving.name, "adapter": service.serving.adapter[:12]})
 
-    @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Counts for Prometheus", response_class=Response, dependencies=keyed)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

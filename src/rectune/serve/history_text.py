@@ -30,7 +30,7 @@ def events_of(text: str, words: Collection[str] = ()) -> list[list[str | float]]
     [['Alien', 5.0], ['The Matrix', 'liked'], ['id:187'], ['id:187', 5.0]]
     """
     known = {*LABELS, *(word.strip().casefold() for word in words)}
-    return [_event(line.strip(), known) for line in text.splitlines() if line.strip()]
+    return [_event(line.strip(), known) for line in text.split("\n") if line.strip()]
 
 
 def _event(line: str, known: set[str]) -> list[str | float]:

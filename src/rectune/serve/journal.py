@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+_HELD = 10_000
+"""Lines that wait to be written; more are counted and dropped."""
+_LAST_SECONDS = 5.0
+"""In which the last lines must be written."""
+
 
 class Journal:
-    """Writes JSON lines.
+    """Writes JSON lines, in a thread of its own: a log that nobody takes any more must not hold up a request.
 
     Args:
         stream: standard error as a rule.
@@ -21,13 +28,32 @@ class Journal:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._lock = threading.Lock()
+        self._lines: queue.Queue[str | None] = queue.Queue(_HELD)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
 
     def write(self, event: str, **told: Any) -> None:
         """One line: its time, what happened, and more about it."""
+        if self._dropped:
+            told["dropped_lines"] = self._dropped
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told})
-        with self._lock:
-            print(line, file=self._stream, flush=True)
+        try:
+            self._lines.put_nowait(line)
+            self._dropped = 0
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, as far as somebody takes it."""
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=_LAST_SECONDS)
+            self._thread.join(_LAST_SECONDS)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError, ValueError):  # nobody reads it any more, and that is no reason to stop
+                print(line, file=self._stream, flush=True)
 
     def failed(self, where: str, error: BaseException, **told: Any) -> None:
         """A failure nobody foresaw: its kind and place. Its message may hold a request's text, and stays out."""

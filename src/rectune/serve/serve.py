@@ -122,6 +122,7 @@ def serve(
         from rectune.serve.service import Service, load_serving
 
         first = load_serving(run, overrides, unknown, limits, say)
+        listening.listen(_BACKLOG)  # before this is said: from now on a connection waits for us
         say(f"serving: {first.name} at {_address(listening)} (adapter {first.adapter[:12]})")
         say(f"API key: {'needed' if keys else f'none, since only this machine can ask; set {VARIABLE} for one'}")
         journal = Journal()
@@ -130,6 +131,7 @@ def serve(
         del first  # so that it can go when another one takes its place
         with _journaled(journal):
             asyncio.run(_run(service, keys, listening, journal))
+        journal.close()
     finally:
         listening.close()
     say("stopped: every request that was in was answered")
@@ -152,7 +154,7 @@ def http_server(service: Service, keys: Keys, journal: Journal) -> uvicorn.Serve
 
     # Its other HTTP protocol has no limit on the size of a head.
     config = uvicorn.Config(
-        Guard(make_app(service, may_reload=bool(keys)), service, keys, journal),
+        Guard(make_app(service, has_keys=bool(keys)), service, keys, journal),
         http=Patient, ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEAD_BYTES, backlog=_BACKLOG,
         timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=int(service.limits.seconds) + _LAST_SECONDS,
