@@ -29,6 +29,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; the next ones get 429.")] = 128,
     time_limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="For one request; then 504.")] = 60.0,
     max_candidates: Annotated[int, typer.Option(min=1, help="Of one request; more get 413.")] = 1000,
+    ui: Annotated[bool, typer.Option("--ui", help="A page to try it, at /ui.")] = False,
     max_request_mib: Annotated[float, typer.Option(min=0.001, max=16, help="Of one request; more get 413.")] = 4.0,
 ) -> None:
     """Answer over HTTP: /v1/rerank as Cohere, Jina and vLLM have it, /v1/score, /v1/recommend, /metrics.
@@ -39,4 +40,4 @@ def serve(
     from rectune.serve.serve import serve as stage
 
     limits = Limits(max_queue, time_limit, max_candidates, int(max_request_mib * (1 << 20)))
-    stage(run, overrides or [], host, port, api_key_file, unknown.value, limits, say)
+    stage(run, overrides or [], host, port, api_key_file, unknown.value, limits, ui, say)

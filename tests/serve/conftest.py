@@ -95,12 +95,12 @@ def serve_here() -> Iterator[Callable[..., Here]]:
     """Serves a run on a free port, with limits and keys."""
     open_ones: list[tuple[Here, threading.Thread]] = []
 
-    def go(run: Path, keys: tuple[str, ...] = (), unknown: Any = "error", **limits: Any) -> Here:
+    def go(run: Path, keys: tuple[str, ...] = (), unknown: Any = "error", page: bool = False, **limits: Any) -> Here:
         bounds, written = Limits(**limits), StringIO()
         load = partial(load_serving, run, [], unknown, bounds, silent)
         service = Service(load(), load, bounds, Metrics(), Journal(written))
         listening = socket.create_server(("127.0.0.1", 0))
-        server = http_server(service, Keys(keys), service.journal)
+        server = http_server(service, Keys(keys), service.journal, page)
         service.start()
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
         thread.start()

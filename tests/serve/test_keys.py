@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
     [
         (b"authorization", f"Bearer {KEY}", True), (b"authorization", f"bearer  {OTHER} ", True),
         (b"x-api-key", KEY, True), (b"x-api-key", f"Bearer {KEY}", False), (b"authorization", KEY, False),
-        (b"authorization", f"Basic {KEY}", False), (b"x-api-key", KEY[:-1], False), (b"x-api-key", KEY + "0", False),
+        (b"authorization", f"Basic {KEY}", False),
+        (b"authorization", f"Basic {base64.b64encode(f'anybody:{KEY}'.encode()).decode()}", True),
+        (b"authorization", f"Basic {base64.b64encode(KEY.encode()).decode()}", False),
+        (b"authorization", "Basic ~~", False), (b"x-api-key", KEY[:-1], False), (b"x-api-key", KEY + "0", False),
         (b"x-api-key", "", False), (b"cookie", KEY, False), (b"authorization", "Bearer", False),
     ],
 )  # fmt: skip

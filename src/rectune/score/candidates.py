@@ -185,11 +185,20 @@ class CandidateScorer:
             finally:
                 model.train(was_training)
 
-    def _fans(self, request: Request) -> list[Fan]:
+    def text(self, request: Request, at: int) -> str:
+        """The plain prompt of one candidate as a string, without the events that do not fit; for people."""
+        history, candidate = self._history(request), request.candidates[at].text
+        return self.run.prompts.text(history[self.run.prompts.build(history, candidate).dropped :], candidate)
+
+    def _history(self, request: Request) -> list[Event]:
+        """The events that a prompt may show."""
         history = list(request.history)
-        if self.run.config.layout == "pointwise":
-            history = history[len(history) - min(len(history), self.run.config.history_len) :]
-        return self.run.prompts.fan_out(history, [each.text for each in request.candidates])
+        if self.run.config.layout != "pointwise":
+            return history
+        return history[len(history) - min(len(history), self.run.config.history_len) :]
+
+    def _fans(self, request: Request) -> list[Fan]:
+        return self.run.prompts.fan_out(self._history(request), [each.text for each in request.candidates])
 
     # --- shared passes ---
 

@@ -149,6 +149,7 @@ class Recommender:
         data: its dataset, or None where it is missing.
         titles: its catalog's titles.
         scorer: what scores its requests.
+        scale: lowest and highest rating of its dataset, None where it has none.
     """
 
     def __init__(self, run: OpenRun, data: Dataset | None, say: Say = print) -> None:
@@ -157,8 +158,8 @@ class Recommender:
         self.titles = Titles(catalog)
         self._items = Items(run, catalog)
         self.scorer = CandidateScorer(run, say)
-        scale = None if data is None else rating_scale(data.events)
-        self._given = Given(run, self._items, self.titles, scale, say)
+        self.scale = None if data is None else rating_scale(data.events)
+        self._given = Given(run, self._items, self.titles, self.scale, say)
         self._fitted: tuple[tuple[str, str], Retriever] | None = None
 
     @classmethod

@@ -27,8 +27,15 @@ FREE = ("/health", "/ready")
 """Asked by whoever starts and stops processes, without a key; they tell nothing else."""
 ALWAYS = (*FREE, "/metrics")
 """Answered while the service drains, too."""
+PAGE = "/ui"
+"""Where the page is."""
 _SWALLOWED = 16 << 20
 """Bytes of a body that is too large which are read and thrown away: most clients read no answer before all is sent."""
+
+
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
+_CONFINED = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+"""What the page's browser is told: nothing from any other host, and in nobody else's frame."""
 
 
 class Refusal(Exception):  # noqa: N818
@@ -57,6 +64,8 @@ class Guard:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let a request in, or answer it here."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
         started = time.monotonic()
@@ -71,7 +80,8 @@ class Guard:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 begun, status = True, message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", identity.encode())]
+                own = [(b"x-request-id", identity.encode()), *(_CONFINED if scope["path"].startswith(PAGE) else [])]
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         self._open += 1
@@ -105,9 +115,11 @@ class Guard:
         path, headers = scope["path"], scope["headers"]
         if path not in FREE:
             if self._keys and not self._keys.open(headers):
+                # A browser asks its user for name and password; the password is the key.
+                kind = 'Basic realm="rectune: an API key as password"' if path.startswith(PAGE) else "Bearer"
                 raise Refusal(
                     401, "no valid API key; send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-                    **{"www-authenticate": "Bearer"}, connection="close",
+                    **{"www-authenticate": kind}, connection="close",
                 )  # fmt: skip
             if not self._keys and not named_locally(headers):
                 raise Refusal(

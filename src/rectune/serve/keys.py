@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -32,7 +34,8 @@ class Keys:
         return bool(self._hashes)
 
     def open(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request's headers bring one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+        """Whether a request's headers bring one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`;
+        browsers send it as the password of `Authorization: Basic`."""
         given = [key for name, value in headers if (key := _key(name, value)) is not None]
         same = [hmac.compare_digest(_hash(key), known) for key in given for known in self._hashes]
         return any(same)
@@ -46,7 +49,14 @@ def _key(name: bytes, value: bytes) -> bytes | None:
     if name == b"x-api-key":
         return value.strip()
     kind, _, key = value.strip().partition(b" ")
-    return key.strip() if name == b"authorization" and kind.lower() == b"bearer" else None
+    if name != b"authorization":
+        return None
+    if kind.lower() == b"basic":
+        try:
+            return base64.b64decode(key.strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
+            return None
+    return key.strip() if kind.lower() == b"bearer" else None
 
 
 def load_keys(file: Path | None) -> Keys:

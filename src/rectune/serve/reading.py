@@ -10,7 +10,7 @@ from rectune.baselines.retrieve import Retrieved
 from rectune.data.columns import USER_ID
 from rectune.errors import DataError
 from rectune.prompt.events import Event
-from rectune.score.candidates import Request
+from rectune.score.candidates import CandidateScorer, Request
 from rectune.score.given import Named, Unknown
 from rectune.score.recommender import POOL, Recommender
 from rectune.serve.history_text import events_of
@@ -24,10 +24,11 @@ class TooLarge(DataError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Question:
-    """One history with its candidates, and what the candidates are called."""
+    """One history with its candidates, what the candidates are called, and who is asked; None is the tuned model."""
 
     request: Request
     names: list[Named]
+    scorer: CandidateScorer | None = None
 
 
 class Reader:

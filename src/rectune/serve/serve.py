@@ -37,13 +37,17 @@ _BACKLOG = 1024
 Say = Callable[[str], None]
 
 
-def _check_installed() -> None:
+def _check_installed(page: bool) -> None:
     """Say what to install before anything is loaded.
 
     Raises:
-        ResourceError: a package of the extra `serve` is missing.
+        ResourceError: a package of the extra `serve`, or `ui`, is missing.
     """
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("fastapi", "uvicorn", "prometheus_client", *(["gradio"] if page else []))
+        if find_spec(name) is None
+    ]
     if missing:
         names = " ".join(missing).replace("_", "-")
         raise ResourceError(f"serve: needs packages that are not installed: pip install {names}")
@@ -96,6 +100,7 @@ def serve(
     key_file: Path | None,
     unknown: Unknown,
     limits: Limits,
+    page: bool,
     say: Say,
 ) -> None:
     """Serve a run until SIGTERM or Ctrl-C; SIGHUP loads what lies in its folder then.
@@ -107,13 +112,14 @@ def serve(
         key_file: API keys, one a line; None takes the one of RECTUNE_API_KEY.
         unknown: what to do with unknown titles where a request does not say.
         limits: of requests.
+        page: whether the page at /ui is there, too.
         say: prints one line.
 
     Raises:
         ConfigError: the address cannot be had, other machines may reach it without a key, or the keys are no good.
         RectuneError: the run cannot be opened.
     """
-    _check_installed()
+    _check_installed(page)
     keys = load_keys(key_file)
     check_open(host, keys)
     listening = _bind(host, port)
@@ -122,23 +128,29 @@ def serve(
         from rectune.serve.service import Service, load_serving
 
         first = load_serving(run, overrides, unknown, limits, say)
+        if page and first.recommender.data is None:
+            raise ConfigError(
+                "--ui: the page shows items of the run's dataset, which is not there; prepare it, or leave --ui out"
+            )
         listening.listen(_BACKLOG)  # before this is said: from now on a connection waits for us
         say(f"serving: {first.name} at {_address(listening)} (adapter {first.adapter[:12]})")
+        if page:
+            say(f"page: {_address(listening)}/ui")
         say(f"API key: {'needed' if keys else f'none, since only this machine can ask; set {VARIABLE} for one'}")
         journal = Journal()
         again = partial(load_serving, run, overrides, unknown, limits, lambda line: journal.write("loading", line=line))
         service = Service(first, again, limits, Metrics(), journal)
         del first  # so that it can go when another one takes its place
         with _journaled(journal):
-            asyncio.run(_run(service, keys, listening, journal))
+            asyncio.run(_run(service, keys, listening, journal, page))
         journal.close()
     finally:
         listening.close()
     say("stopped: every request that was in was answered")
 
 
-def http_server(service: Service, keys: Keys, journal: Journal) -> uvicorn.Server:
-    """What listens and answers; started by its `serve`, with sockets."""
+def http_server(service: Service, keys: Keys, journal: Journal, page: bool = False) -> uvicorn.Server:
+    """What listens and answers, with the page where it is wanted; started by its `serve`, with sockets."""
     import uvicorn
 
     from rectune.serve.api import make_app
@@ -152,19 +164,24 @@ def http_server(service: Service, keys: Keys, journal: Journal) -> uvicorn.Serve
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    app = make_app(service, has_keys=bool(keys))
+    if page:
+        from rectune.serve.page import add_page
+
+        app = add_page(app, service)
     # Its other HTTP protocol has no limit on the size of a head.
     config = uvicorn.Config(
-        Guard(make_app(service, has_keys=bool(keys)), service, keys, journal),
-        http=Patient, ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
+        Guard(app, service, keys, journal),
+        http=Patient, ws="none", lifespan="on" if page else "off", loop="asyncio", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEAD_BYTES, backlog=_BACKLOG,
         timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=int(service.limits.seconds) + _LAST_SECONDS,
     )  # fmt: skip
     return Server(config)
 
 
-async def _run(service: Service, keys: Keys, listening: socket.socket, journal: Journal) -> None:
+async def _run(service: Service, keys: Keys, listening: socket.socket, journal: Journal, page: bool) -> None:
     """Answer until a signal says otherwise, then what has come in by then."""
-    server = http_server(service, keys, journal)
+    server = http_server(service, keys, journal, page)
 
     def stop() -> None:
         if service.draining:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rectune.baselines.retrieve import DEFAULT
 from rectune.data.columns import ITEM_ID
 from rectune.errors import ConfigError, ModelError, RectuneError
+from rectune.score.candidates import CandidateScorer
 from rectune.score.given import Unknown
 from rectune.score.recommender import Recommender
 from rectune.serve.journal import Journal
@@ -49,6 +50,11 @@ class Serving:
     adapter: str
     recommender: Recommender
     reader: Reader
+
+    @cached_property
+    def untuned(self) -> CandidateScorer:
+        """The same model without its adapter; it keeps no histories."""
+        return CandidateScorer(self.recommender.run, lambda _line: None, tuned=False)
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,10 @@ class Service:
         self._scheduler.stop()
         self._reading.shutdown(wait=False, cancel_futures=True)
 
+    async def look_up(self, what: Callable[[Serving], Read]) -> Read:
+        """Something about the run that is served, in the reading thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, what, self.serving)
+
     # --- questions ---
 
     async def answer(
@@ -213,11 +223,10 @@ class Service:
         if time.monotonic() > deadline:
             raise _late(self.limits.seconds)
         questions, beside = read(serving)
-        scorer = serving.recommender.scorer
         jobs = []
         for question in questions:
-            request = question.request
-            if request.user is None and request.history:
+            request, scorer = question.request, question.scorer or serving.recommender.scorer
+            if question.scorer is None and request.user is None and request.history:
                 request = replace(request, user=kept_name(request.history))
             jobs.append(Job(scorer, request, *scorer.tokens(request), deadline))
         return questions, beside, jobs
