@@ -20,7 +20,8 @@ _FOUND, _RANKED, _MARKS = 8, 20, 30
 _CSS = """
 .gradio-container {max-width: 1200px !important}
 table.rt {width: 100%; border-collapse: collapse; font-size: 0.95rem; margin: 0}
-table.rt th, table.rt td {border: none !important; padding: 4px 6px !important; vertical-align: middle}
+table.rt, table.rt tr, table.rt th, table.rt td {border: none !important}
+table.rt th, table.rt td { padding: 4px 6px !important; vertical-align: middle}
 table.rt th {text-align: left; font-weight: 600; opacity: 0.75}
 table.rt td {border-top: 1px solid var(--border-color-primary) !important}
 table.rt .n {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
@@ -75,7 +76,7 @@ def reasons_table(score: float, found: list[Reason]) -> str:
         f'<td class="n">{100 * reason.change:+.2f}</td></tr>'
         for reason in found
     ]
-    head = '<tr><th>without it</th><th></th><th></th><th class="n">points</th></tr>'
+    head = '<tr><th>event</th><th></th><th></th><th class="n">points</th></tr>'
     table = f'<table class="rt">{head}{"".join(lines)}</table>' if found else "There is no history to leave out."
     return f"<p>P(like) is <b>{100 * score:.1f} %</b>. What each event adds to it:</p>{table}"
 
@@ -176,7 +177,8 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
 
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app, page, PAGE, theme=theme, css=_CSS, footer_links=[], run_history=False, show_error=False, ssr_mode=False,
         enable_monitoring=False, mcp_server=False, pwa=False, max_file_size="1kb",
     )  # fmt: skip
+    return mounted
