@@ -246,14 +246,14 @@ def evaluate(
     """
     if beside or mode != "logits":
         _only_two_classes(folder, overrides, "--beside" if beside else "--mode generate")
-    asked = run_config(folder, overrides).task if folder.is_dir() else None
-    others = read_beside(folder, beside, split, (ONLINE,) if asked == CLASSIFY else (ONLINE, FROZEN))
+    texts = bool(beside) and folder.is_dir() and run_config(folder, overrides).task == CLASSIFY
+    others = read_beside(folder, beside, split, (ONLINE,) if texts else (ONLINE, FROZEN))
     run = open_run(folder, overrides, say)
     history, diagnosis = _log_history(run.folder), _diagnosis(run.folder)
     data = open_data(run, say)
     rows = split_rows(run, data, split)
     held_out = data.events.filter(pl.col(SPLIT) == VALIDATION)[LABEL].to_numpy()
-    if len(held_out) and not run.many:  # an hour of scoring must not end in what was known before it
+    if len(held_out):  # an hour of scoring must not end in what was known before it
         check_classes(held_out)
     models = (UNTUNED, TUNED) if untuned else (TUNED,)
     found = score_rows(run, data, rows, models, mode, say, console)
