@@ -36,7 +36,7 @@ def _cell(found: Estimate | None) -> str:
     return f"{found.value:.3f}{interval}"
 
 
-def _metrics(run: OpenRun) -> str:
+def measured(run: OpenRun) -> str:
     """What the run's report measured, or that none was made.
 
     Raises:
@@ -169,7 +169,7 @@ def write_card(folder: Path, run: OpenRun, target: Target, scoring: dict[str, An
         f"Made of `{base_name(run)}` with rectune by LoRA (rank {config.lora_rank}){quantised}: {_what(run)[1]}. This "
         f"is its form `{target.name}`: {target.what}.\n",
         f"## Data\n{_data(run)}\n",
-        f"## Measured\n{_metrics(run)}\n",
+        f"## Measured\n{measured(run)}\n",
         f"## The prompt\n{_prompt(run, scoring)}\n",
         f"## How to call it\n{call_of(target, run, scoring)}\n",
         "## Checked\nBefore this export got its name, it was asked "

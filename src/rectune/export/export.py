@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rectune.config_classify import only_two_classes
 from rectune.errors import ConfigError
-from rectune.export.card import write_card
+from rectune.export.card import measured, write_card
 from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
 from rectune.export.gguf import Q8_0
 from rectune.export.hub import check_hub, push
@@ -64,6 +64,7 @@ def export(
     Raises:
         ConfigError: the form cannot say what the run's answers are made of, or the output holds something else.
         ResourceError: a package that the form needs is not installed, or the hub cannot be reached.
+        DataError: the run's report or its dataset is damaged.
         ModelError: a part of the run is missing or damaged, or the export does not answer as the run does; nothing is
             left behind then.
     """
@@ -80,6 +81,7 @@ def export(
     run = open_run(folder, overrides, say)
     if to == GGUF:
         check_gguf(run)
+    measured(run)  # a damaged report must not end an hour of work
     template = template_of(run.prompts)
     pairs = pairs_of(run, template, say)
     say(
