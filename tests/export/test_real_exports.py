@@ -24,7 +24,7 @@ def test_real_weights_go_through_every_form_and_bf16_is_close_enough(
     monkeypatch.setattr(questions, "PAIRS", 24)
     keys: dict[str, Any] = {
         "layout": "stream", "prompt_format": "completion", "history_shows": "label", "item_text": NAME, "bf16": "auto",
-        "lora_layers": "upper_half", "spread": 0.03, "temperature": 0.9, "offset": 0.2, "history_len": 15,
+        "lora_layers": "upper_half", "spread": 0.1, "temperature": 0.9, "offset": 0.2, "history_len": 15,
     }  # fmt: skip
     run = write_run(tmp_path, Path("wheel:smollm2-135m-instruct"), Path("wheel:ml-100k"), **keys)
     lines: list[str] = []

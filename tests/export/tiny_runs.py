@@ -35,7 +35,7 @@ def write_run(root: Path, model: Path, dataset: Path, **keys: Any) -> Path:
     from rectune.score.settings import settings_of
 
     fitted = {name: keys.pop(name) for name in ("temperature", "offset") if name in keys}
-    spread = keys.pop("spread", 0.05)
+    spread = keys.pop("spread", 0.1)
     base = {
         "model_name_or_path": str(model), "dataset": str(dataset), "dataset_dir": str(root / "data"), "history_len": 5,
         "output_dir": str(root / "run"), "preprocessing_cache_dir": str(root / "cache"), "bf16": False,
