@@ -19,7 +19,9 @@ from rectune.wheels import SMOLLM2, WIDEDEEP
 
 _OPTIONAL = {
     "bitsandbytes": ("QLoRA and 8-bit loading", "pip install bitsandbytes"),
+    "fastapi": ("rectune serve", "pip install fastapi uvicorn prometheus-client"),
     "flash_attn": ("FlashAttention 2, on Ampere cards and newer", "pip install flash-attn --no-build-isolation"),
+    "gradio": ("the page of rectune serve", "pip install gradio"),
     "optuna": ("rectune sweep", "pip install optuna"),
     "trl": ("the trl backend and its benchmark", "pip install trl"),
 }

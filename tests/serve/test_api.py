@@ -191,6 +191,8 @@ RERANK: list[tuple[dict[str, Any], int, str]] = [
     ({"query": QUERY, "documents": ["x" * 2001]}, 422, "documents, entry 1: a text of 2,001 characters"),
     ({"history": [[{"title": "x" * 2001}, 5]]}, 422, "history, entry 1: a text of 2,001 characters"),
     ({"query": QUERY, "documents": ["Alien"] * 51}, 413, "documents: got 51, allowed: 50 in a request"),
+    ({"query": "Heat: 5\n" * 10_001}, 413, "history: got 10,001 events, allowed: 10,000"),
+    ({"history": [["Heat", 5]] * 10_001}, 413, "history: got 10,001 events, allowed: 10,000"),
     ({"history": [["Heat", 5, 1]]}, 422, "history, event 1: got"),
     ({"history": [{"title": "Heat", "when": 1}]}, 422, "unknown key 'when'"),
     (UNTIMED, 422, "history, event 2: has no timestamp, but others have"),
@@ -199,6 +201,7 @@ RERANK: list[tuple[dict[str, Any], int, str]] = [
 OTHERS: list[tuple[str, dict[str, Any], int, str]] = [
     ("/v1/score", {"pairs": [{"candidate": "Heat"}]}, 422, "pairs.0: give one of query, history, user_id"),
     ("/v1/score", {"pairs": [{"query": "", "candidate": "Heet"}]}, 422, "pairs, entry 1: candidates, item 1: no item"),
+    ("/v1/score", {"pairs": [{"history": ["Heat"] * 5001, "candidate": 1}] * 2}, 413, "history: got 10,002 events"),
     ("/v1/recommend", {"user_id": "7", "k": 5, "pool": 4}, 422, "pool: got 4, allowed: 5 or more"),
     ("/v1/recommend", {"user_id": "7", "k": 51}, 413, "k: got 51, allowed: 50"),
 ]

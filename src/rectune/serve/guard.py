@@ -84,6 +84,10 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
+        task = asyncio.current_task()
+        if scope["path"].startswith(PAGE) and task is not None:
+            self._service.watched.add(task)
+            task.add_done_callback(self._service.watched.discard)
         self._open += 1
         try:
             self._admit(scope)
@@ -91,6 +95,9 @@ class Guard:
             await self._app(scope, _replay(body, receive), sending)
         except Refusal as refusal:
             await respond(sending, identity, refusal.status, str(refusal), refusal.headers)
+        except asyncio.CancelledError:
+            if task not in self._service.watched or not self._service.draining:
+                raise
         except Exception as error:
             self._journal.failed("request", error, id=identity)
             if not begun:

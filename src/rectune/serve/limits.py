@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 TITLE = 2000
 """Characters of a title; a prompt has room for far less."""
+EVENTS = 10_000
+"""Events of all histories of a request; no prompt has room for as many."""
 OPEN = 1000
 """Requests whose bodies are read or answered at once."""
 HEAD_SECONDS = 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from rectune.baselines.retrieve import Retrieved
@@ -14,8 +15,11 @@ from rectune.score.candidates import CandidateScorer, Request
 from rectune.score.given import Named, Unknown
 from rectune.score.recommender import POOL, Recommender
 from rectune.serve.history_text import events_of
-from rectune.serve.limits import TITLE
+from rectune.serve.limits import EVENTS, TITLE
 from rectune.serve.schema import Pair, RecommendRequest, RerankRequest, ScoreRequest
+
+_USERS = 256
+"""Users of the dataset whose events are kept at hand."""
 
 
 class TooLarge(DataError):  # noqa: N818
@@ -46,6 +50,7 @@ class Reader:
         data, words = recommender.data, recommender.run.prompts.verbalizer
         self._users = frozenset() if data is None else frozenset(data.events[USER_ID].unique())
         self._words = (words.positive, words.negative)
+        self._past = lru_cache(_USERS)(recommender.past)
 
     def rerank(self, body: RerankRequest) -> list[Question]:
         """The question of a ranking.
@@ -54,6 +59,7 @@ class Reader:
             DataError: an entry cannot be read, or names nothing that is known.
             TooLarge: more candidates than allowed.
         """
+        _check_events([body])
         name = "documents" if body.documents is not None else "candidates"
         return [self._question(body, body.documents or body.candidates or [], name, self._or_own(body.unknown))]
 
@@ -61,8 +67,10 @@ class Reader:
         """The question of one history, or those of the pairs in their order; see `rerank`."""
         unknown = self._or_own(body.unknown)
         if body.pairs is None:
+            _check_events([body])
             return [self._question(body, body.candidates or [], "candidates", unknown)]
         self._check_count("pairs", body.pairs)
+        _check_events(body.pairs)
         return [
             self._question(pair, [pair.candidate], "candidate", unknown, f"pairs, entry {at}: ")
             for at, pair in enumerate(body.pairs, start=1)
@@ -101,7 +109,7 @@ class Reader:
         if body.user_id is None:
             return Question(asked.request, asked.names)
         self._check_user(body.user_id)
-        past: list[Event] = self._recommender.past(body.user_id)
+        past: list[Event] = self._past(str(body.user_id))
         # Under the name that `retrieve` gives, so that a history is kept once.
         return Question(replace(asked.request, history=past, user=f"now {body.user_id}"), asked.names)
 
@@ -125,6 +133,17 @@ class Reader:
     def _check_size(self, name: str, size: int) -> None:
         if size > self._most:
             raise TooLarge(f"{name}: got {size:,}, allowed: {self._most:,} in a request; send several requests")
+
+
+def _check_events(askers: Sequence[RerankRequest | ScoreRequest | Pair]) -> None:
+    """Refuse histories that would only be read to be cut off.
+
+    Raises:
+        TooLarge: they have more events than all prompts together could show.
+    """
+    size = sum(len(one.history or []) + (one.query or "").count("\n") for one in askers)
+    if size > EVENTS:
+        raise TooLarge(f"history: got {size:,} events, allowed: {EVENTS:,} in a request; send the newest ones")
 
 
 def _as_item(entry: Any) -> Any:

@@ -31,6 +31,8 @@ _IDLE_SECONDS = 15
 """How long a connection may stay open between two requests."""
 _LAST_SECONDS = 5
 """Beyond the time limit of a request, for sending the last answers."""
+_LINGER_SECONDS = 0.5
+"""Between the signal to stop and the end of listening."""
 _BACKLOG = 1024
 """Connections that wait to be accepted."""
 
@@ -142,11 +144,11 @@ def serve(
         service = Service(first, again, limits, Metrics(), journal)
         del first  # so that it can go when another one takes its place
         with _journaled(journal):
-            asyncio.run(_run(service, keys, listening, journal, page))
+            whole = asyncio.run(_run(service, keys, listening, journal, page))
         journal.close()
     finally:
         listening.close()
-    say("stopped: every request that was in was answered")
+    say("stopped: every request that was in was answered" if whole else "stopped at once, as asked")
 
 
 def http_server(service: Service, keys: Keys, journal: Journal, page: bool = False) -> uvicorn.Server:
@@ -179,14 +181,16 @@ def http_server(service: Service, keys: Keys, journal: Journal, page: bool = Fal
     return Server(config)
 
 
-async def _run(service: Service, keys: Keys, listening: socket.socket, journal: Journal, page: bool) -> None:
-    """Answer until a signal says otherwise, then what has come in by then."""
-    server = http_server(service, keys, journal, page)
+async def _run(service: Service, keys: Keys, listening: socket.socket, journal: Journal, page: bool) -> bool:
+    """Answer until a signal says otherwise, then what has come in by then; whether all of that was answered."""
+    server, loop = http_server(service, keys, journal, page), asyncio.get_running_loop()
 
     def stop() -> None:
         if service.draining:
             server.force_exit = True
-        service.draining = server.should_exit = True
+        service.drain()
+        # For a moment those who come are told so, in place of finding a closed door.
+        loop.call_later(_LINGER_SECONDS, setattr, server, "should_exit", True)
         journal.write("stopping")
 
     def load() -> None:
@@ -195,7 +199,6 @@ async def _run(service: Service, keys: Keys, listening: socket.socket, journal: 
         except (RectuneError, Refused):
             return  # written down, and the one before goes on
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=load, name="reload", daemon=True).start())
@@ -206,3 +209,4 @@ async def _run(service: Service, keys: Keys, listening: socket.socket, journal: 
     finally:
         service.stop()
     journal.write("stopped")
+    return not server.force_exit

@@ -126,6 +126,10 @@ class Service:
         load: opens the run folder again, for `reload`.
         limits: of requests.
         metrics, journal: what is counted and written down.
+
+    Attributes:
+        draining: whether it takes no more requests.
+        watched: requests of open pages.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Service:
     ) -> None:
         self.serving, self.limits, self.metrics, self.journal = serving, limits, metrics, journal
         self.draining = False
+        self.watched: set[asyncio.Task[Any]] = set()
         self._load = load
         self._in_flight = 0
         self._scheduler = Scheduler(metrics.round)
@@ -145,6 +150,12 @@ class Service:
     def start(self) -> None:
         """Begin to answer."""
         self._scheduler.start()
+
+    def drain(self) -> None:
+        """Take no more requests, and end what a page keeps open for as long as somebody looks at it."""
+        self.draining = True
+        for task in self.watched:
+            task.cancel()
 
     def stop(self) -> None:
         """Answer nothing any more."""
