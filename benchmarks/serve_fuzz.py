@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,11 +36,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--examples", type=int, default=300, help="Of each route, at most.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("options", nargs="*", help="Given on to `rectune serve`, behind --.")
+    parser.add_argument("--options", default="", help="Given on to `rectune serve`, such as '--unknown text'.")
     given = parser.parse_args()
     key, journal = secrets.token_hex(16), tempfile.TemporaryFile("w+")  # noqa: SIM115
     service = subprocess.Popen(
-        [sys.executable, "-m", "rectune.cli", "serve", str(given.run), "--port", "0", *given.options],
+        [sys.executable, "-m", "rectune.cli", "serve", str(given.run), "--port", "0", *shlex.split(given.options)],
         env={**os.environ, "RECTUNE_API_KEY": key}, stdout=subprocess.PIPE, stderr=journal, text=True,
     )  # fmt: skip
     assert service.stdout is not None

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -180,11 +181,11 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=20, help="On average, of a question.")
     parser.add_argument("--events", type=int, default=30, help="At most, in a history.")
     parser.add_argument("--tolerance", type=float, default=0.25, help="Log-odds; bfloat16 rounds by some hundredths.")
-    parser.add_argument("options", nargs="*", help="Given on to `rectune serve`, behind --.")
+    parser.add_argument("--options", default="", help="Given on to `rectune serve`, such as '--unknown text'.")
     given = parser.parse_args()
     asked = questions(given.run, given.questions, given.candidates, given.events)
     journal = tempfile.TemporaryFile("w+")  # noqa: SIM115
-    process, url = start(given.run, given.options, journal)
+    process, url = start(given.run, shlex.split(given.options), journal)
     try:
         cold, warm = one_by_one(url, asked), one_by_one(url, asked)
         per_question = float(np.mean([len(question.alone) for question in asked]))
