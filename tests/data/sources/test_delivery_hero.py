@@ -194,6 +194,10 @@ def test_a_folder_is_known_by_its_names_and_what_is_missing_is_named(tmp_path: P
     (renamed / "vendors_sg.txt").write_text("vendor,cuisine\nv1,thai\n")
     with pytest.raises(DataError, match=r"vendors_sg\.txt: missing columns vendor_id \(nearest: vendor\)"):
         read(renamed)
+    quoted = write_city(tmp_path / "q", train=[ORDERS.replace("order_time", '"""order_time"""'), *TRAIN])
+    lines = (quoted / "orders_sg_train.txt").read_text("utf-8").split("\n")[1:]
+    (quoted / "orders_sg_train.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert read(quoted)[0].interactions.height == 9
     with pytest.raises(ConfigError, match="user_column: is for tables"):
         read_source(Config(dataset=str(tmp_path / "y"), user_column="customer_id"), lambda line: None)
 

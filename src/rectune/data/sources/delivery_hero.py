@@ -174,8 +174,7 @@ def _read(file: Path, wanted: Sequence[str], needed: Iterable[str], say: Say) ->
     table = open_table(file)
     if table.notes:
         say(f"{file.name}: {', '.join(table.notes)}")
-    check_header(table.names, wanted, file.name)
-    rows = rows_of(table, list(wanted))
+    rows = rows_of(table, [table.names[place] for place in check_header(table.names, wanted, file.name)])
     rows = rows.with_columns(ids(rows[f"field_{place}"]).alias(name) for place, name in enumerate(wanted))
     empty = pl.any_horizontal(pl.col(name).is_null() for name in needed)
     odd = pl.any_horizontal(pl.col(name).str.contains("\ufffd", literal=True).fill_null(False) for name in wanted)
