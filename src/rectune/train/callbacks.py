@@ -122,7 +122,9 @@ def make_callbacks(
     trackers = make_trackers(config, first_step, say)
     panel = None
     if config.panel_samples and validation is not None:
-        panel = Panel(logs, data, validation, config.panel_samples, config.seed, shift, say, text_writer(trackers))
+        panel = Panel(
+            logs, data, validation, config.panel_samples, config.seed, shift, say, text_writer(trackers), config.classes
+        )
     log = RunLog(logs, console, meter, record, transcript.note)
     return Callbacks(log, stopping, generations, panel, trackers, meter)
 

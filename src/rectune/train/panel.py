@@ -99,6 +99,7 @@ class Panel(TrainerCallback):
         shift: what class weights add to the log-odds; taken off, as for the metrics.
         say: prints one line.
         write_text: takes name, Markdown text and step (TensorBoard), or None.
+        names: of the two labels.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Panel(TrainerCallback):
         shift: float,
         say: Callable[[str], None],
         write_text: Callable[[str, str, int], None] | None = None,
+        names: Sequence[str] = ("not liked", "liked"),
     ) -> None:
         self.file = folder / FILE_NAME
         self.validation = validation
@@ -119,6 +121,7 @@ class Panel(TrainerCallback):
         self.shift = shift
         self.say = say
         self.write_text = write_text
+        self.names = names
         self.before: list[float] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -138,7 +141,7 @@ class Panel(TrainerCallback):
         ]
         append_line(self.file, "\n".join(lines))
         parts = []
-        for label, name in ((1, "liked"), (0, "not liked")):
+        for label, name in ((1, self.names[1]), (0, self.names[0])):
             own = [score for score, event in zip(scores, self.events, strict=True) if event["label"] == label]
             if own:
                 parts.append(f"{name} {' '.join(f'{score:.2f}' for score in own)}")
