@@ -9,7 +9,8 @@ Steps, chosen with --steps:
 - encode: streams of all training events and of 1,000 validation events, with SmolLM2's tokenizer
 - again: the same, which finds everything in the cache
 - train: three optimiser steps of SmolLM2-135M (or --model) on all training events
-- kill: both stages on the first rows, killed at random moments until they are through, against an uninterrupted run
+- kill: both stages on the first rows, killed a moment after every few pieces until they are through, against an
+  uninterrupted run: every file must be the same
 - peer: the protocol in pandas as one would write it (one frame, a loop over users, records in a list), on more and more
   of the same rows until it passes the limit; and rectune, with all JSON files, on as many as pandas can hold
 
@@ -28,6 +29,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ def run(
     log: Path,
     places: tuple[Path, ...] = (),
     limit: int | None = None,
-    kill_after: float | None = None,
+    kill_when: Callable[[], bool] | None = None,
+    wait: float = 0.0,
 ) -> dict[str, Any]:
-    """Run a command to its end, or until it passes the limit or its time: seconds, CPU seconds, peak, exit code."""
+    """Run a command until it ends, passes the limit or is to be killed: seconds, CPU seconds, peak, exit code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun, peak, disk, over, looks = time.perf_counter(), 0, 0, False, 0
     with log.open("ab") as stream:
@@ -70,11 +73,12 @@ def run(
                 disk = max(disk, sum(size_of(place) for place in places))
             looks += 1
             over = limit is not None and peak > limit
-            if over or (kill_after is not None and time.perf_counter() - begun > kill_after):
+            if over or (kill_when is not None and kill_when()):
+                time.sleep(wait)
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
                 break
-            time.sleep(0.2)
+            time.sleep(0.2 if kill_when is None else 0.02)
     seconds = time.perf_counter() - begun
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -207,42 +211,47 @@ def fingerprint(work: Path) -> dict[str, Any]:
     import hashlib
 
     meta = json.loads((work / "set" / "meta.json").read_text(encoding="utf-8"))
+    files = [work / "set" / name for name in ("train.json", "eval.json", "test_raw.jsonl")]
     shards = sorted((work / "cache").glob("*/*.arrow"))
-    digests = {str(file.relative_to(work)): hashlib.sha256(file.read_bytes()).hexdigest() for file in shards}
-    return {"content_hash": meta["content_hash"], "sha256": meta["sha256"], "shards": digests}
+    digests = {str(file.relative_to(work)): hashlib.sha256(file.read_bytes()).hexdigest() for file in (*shards, *files)}
+    return {"content_hash": meta["content_hash"], "sha256": meta["sha256"], "files": digests, "shards": len(shards)}
+
+
+def pieces_in(place: Path) -> int:
+    """Finished pieces of both stages."""
+    return sum(1 for folder in (place / ".set.parts", place / "cache") for _ in folder.rglob("*.done"))
 
 
 def killed(source: Path, work: Path, rows: int, part_rows: int, seed: int) -> dict[str, Any]:
-    """Both stages on the first rows, killed at random moments, against an uninterrupted run."""
+    """Both stages on the first rows, killed a moment after every few pieces, against an uninterrupted run."""
     part = head(source, work / "kill-set", rows)
-    more = ("json_files=auto", f"part_rows={part_rows}")
     found, kills = [], {"prepare": 0, "encode": 0}
     draw = random.Random(seed)
+    said = ""
     for name in ("whole", "killed"):
         place = work / f"kill-{name}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         log = place / "log"
-        overrides = keys(part, place, *more)
+        overrides = keys(part, place, "json_files=all", f"part_rows={part_rows}")
         for stage, command in (
             ("prepare", rectune("prepare", "demo_cpu", *overrides)),
             ("encode", step("encode", *overrides)),
         ):
-            longest = 0.0
             while True:
-                after = None if name == "whole" else longest + draw.uniform(2.0, 8.0)
-                told = run(command, log, kill_after=after)
+                some = pieces_in(place) + draw.randint(1, 9)
+                after = None if name == "whole" else (lambda: pieces_in(place) >= some)  # noqa: B023
+                told = run(command, log, kill_when=after, wait=draw.uniform(0, 0.2))
                 if told["code"] == 0:
                     break
                 if told["code"] != -signal.SIGKILL:
                     raise SystemExit(f"{stage} failed; see {log}")
                 kills[stage] += 1
-                longest = min(longest + 0.5, 20.0)
         found.append(fingerprint(place))
         said = log.read_text(encoding="utf-8", errors="replace")
     shutil.rmtree(part)
     return {"rows": rows, "part_rows": part_rows, "kills": kills, "equal": found[0] == found[1],
-            "shards": len(found[0]["shards"]), "went_on": said.count("going on with")}  # fmt: skip
+            "shards": found[0]["shards"], "went_on": said.count("going on with")}  # fmt: skip
 
 
 def peers(source: Path, work: Path, sizes: list[int]) -> list[dict[str, Any]]:
@@ -285,7 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--part-rows", type=int, default=2_000_000)
     parser.add_argument("--model", help="another model for the step train; tokenised for it first")
-    parser.add_argument("--kill-rows", type=int, default=1_000_000)
+    parser.add_argument("--kill-rows", type=int, default=200_000)
     parser.add_argument("--peer-rows", default="1000000,2000000,4000000,8000000,16000000")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
