@@ -348,7 +348,10 @@ def test_a_cut_at_one_moment_gives_the_same_bytes_again(config: Config, tmp_path
 
 def test_an_unknown_split_and_a_metric_that_it_leaves_empty_are_refused_in_one_line() -> None:
     for values, said in (
-        ({"split": "weekly"}, "split: got 'weekly', allowed: 'timeline', 'global_time', 'leave_one_out', 'column' or 'stratified'"),
+        (
+            {"split": "weekly"},
+            "split: got 'weekly', allowed: 'timeline', 'global_time', 'leave_one_out', 'column' or 'stratified'",
+        ),
         (
             {"split": "leave_one_out", "metric_for_best_model": "uauc"},
             "metric_for_best_model: got 'uauc' beside split: leave_one_out",
