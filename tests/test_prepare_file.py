@@ -129,6 +129,14 @@ def test_titles_that_end_in_years_are_films_and_the_next_command_can_be_pasted(
     assert "#   rectune train 'data/my log.yaml'  " in (tmp_path / "data/my log.yaml").read_text()
 
 
+def test_a_table_larger_than_a_part_is_said_to_be_held_whole(
+    rectune: Callable[..., Ended], odd_table: Path, tiny_qwen3: Path
+) -> None:
+    command = ("prepare", odd_table.name, *ODD, f"model_name_or_path={tiny_qwen3}")
+    assert "memory: more than part_rows=263 rows, and held whole" in rectune(*command, "part_rows=263").out
+    assert "held whole" not in rectune(*command, "part_rows=264", "dataset_dir=data/other").out
+
+
 def test_the_same_options_write_the_same_configuration_and_a_changed_one_is_left_alone(
     rectune: Callable[..., Ended], odd_table: Path, tiny_qwen3: Path
 ) -> None:
