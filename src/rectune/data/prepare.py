@@ -82,8 +82,8 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
     say_read(read.interactions.height, read.catalog, read.rejects, read.nouns, say)
     if read.interactions.height > config.part_rows:
         say(
-            f"memory: more than part_rows={config.part_rows:,} rows, and held whole: only MovieLens sets with labels from "
-            "ratings are prepared in parts"
+            f"memory: more than part_rows={config.part_rows:,} rows, and held whole: only MovieLens sets with labels "
+            "from ratings are prepared in parts"
         )
     rows = labelled(read, config, say)
     if config.split == STRATIFIED:
