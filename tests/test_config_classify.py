@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rectune.cli import main
 from rectune.config import Config, load_config, parse_config, parse_override
 from rectune.errors import ConfigError
 
@@ -59,7 +60,9 @@ def test_classes_can_be_given_on_the_command_line() -> None:
         ({"prior": "item_rate"}, "prior: does nothing beside task: classify; leave it out"),
         ({"blend": ["stack"]}, "blend: does nothing beside task: classify; leave it out"),
         ({"labels": {"a": "A"}}, "labels: got one class, 'a'; name at least two"),
-        ({"labels": {"a": "X", "b": " X"}}, "labels: the word 'X' stands for two classes; give each its own"),
+        ({"labels": {"a": "X", "b": " X"}}, "labels: the word 'x' stands for two classes; give each its own"),
+        ({"labels": {"a": "X", "b": "x"}}, "labels: the word 'x' stands for two classes; give each its own"),
+        ({"labels": {"A": "b", "B": "c"}}, "labels: the word 'b' of 'A' is the name of another class; choose another"),
         ({"labels": {"a": "X", "A ": "Y"}}, "labels: the name 'a' stands for two classes; give each its own"),
         ({"labels": {"a": "X", "b": " "}}, "labels: a class has an empty word; give each a short word of its own"),
         ({"oversample": 1.5}, "oversample: got 1.5, allowed: none, or a share between 0 and 1 such as 0.5"),
@@ -90,3 +93,11 @@ def test_its_keys_do_nothing_elsewhere_and_that_is_said(values: dict[str, Any], 
     with pytest.raises(ConfigError) as error:
         parse_config(values, "test")
     assert said in str(error.value)
+
+
+def test_texts_of_a_file_are_not_asked_by_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(texts().to_yaml(), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["score", str(tmp_path), "--input", "mail.csv", "--mode", "generate"])
+    assert ended.value.code == 2
+    assert "--mode: does nothing with --input of texts; leave it out" in capsys.readouterr().err

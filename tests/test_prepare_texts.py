@@ -87,3 +87,13 @@ def test_letters_go_from_the_rarest_class_on() -> None:
     assert propose_labels(said, "kind") == {"a": "A", "b": "B", "c": "C"}
     with pytest.raises(DataError, match="kind: holds 1 different labels"):
         propose_labels(pl.Series("kind", ["a", "a"]), "kind")
+
+
+def test_a_class_called_by_a_letter_is_answered_by_it() -> None:
+    grades = pl.Series(["A"] * 5 + ["b"] * 2 + ["none"])
+    assert propose_labels(grades, "grade") == {"none": "C", "b": "B", "A": "A"}
+
+
+def test_case_tells_no_classes_apart_and_the_commonest_spelling_names_one() -> None:
+    said = pl.Series(["Spam", "spam", "spam", "SPAM", "ham", "ham"])
+    assert propose_labels(said, "kind") == {"ham": "A", "spam": "B"}

@@ -244,6 +244,8 @@ def score(
         _refuse_idle({"--as-of": as_of}, "without --pairs")
     asks = "--demo" if demo else "--pairs" if pairs is not None else None
     classifies = _classifies(run, overrides or [], asks, mode is Mode.GENERATE)
+    if classifies and input_file is not None:
+        _refuse_idle({"--mode": mode if mode is Mode.GENERATE else None}, "with --input of texts")
     if pairs is not None:
         _score_pairs(run, overrides or [], pairs, output, (as_of or AsOf.NOW).value)
         return

@@ -136,7 +136,14 @@ def _of_labels(config: Config) -> list[str]:
     words = [word.strip() for word in labels.values()]
     if "" in words:
         problems.append("labels: a class has an empty word; give each a short word of its own")
-    for what, values in (("word", words), ("name", [name.strip().casefold() for name in labels])):
+    owner = {name.strip().casefold(): name for name in labels}
+    problems += [  # a column of labels may hold either, so that both would be meant
+        f"labels: the word {word!r} of {name!r} is the name of another class; choose another word"
+        for name, word in labels.items()
+        if owner.get(word.strip().casefold(), name) != name
+    ]
+    names = [name.strip().casefold() for name in labels]
+    for what, values in (("word", [word.casefold() for word in words]), ("name", names)):
         again = sorted({value for value in values if values.count(value) > 1})
         if again:
             problems.append(f"labels: the {what} {again[0]!r} stands for two classes; give each its own")

@@ -26,6 +26,7 @@ _BASE = "reviews_cpu"
 _CUDA = {"model_name_or_path": "Qwen/Qwen3-0.6B", "lora_layers": "all", "lora_alpha": 64, "max_train_samples": None}
 """What differs on a card."""
 _OF_REVIEWS = ("labels", "rubric", "candidate_header", "question", "oversample", "cutoff_len", "dataset")
+_LETTERS = string.ascii_uppercase
 _MOST = 26
 """Classes: as many as there are letters, which are one token for every model."""
 _RARE = 0.3
@@ -48,15 +49,28 @@ def propose_labels(said: pl.Series, column: str) -> dict[str, str]:
     >>> propose_labels(pl.Series(["ham", "spam", "ham"]), "kind")
     {'spam': 'A', 'ham': 'B'}
     """
-    counts = said.drop_nulls().value_counts().sort("count", said.name)
-    names = counts[said.name].to_list()
+    names = [name for name, _ in _by_class(said)]
     if not 2 <= len(names) <= _MOST:
         shown = ", ".join(repr(name[:40]) for name in names[:4])
         raise DataError(
             f"{column}: holds {len(names):,} different labels ({shown}), allowed: 2 to {_MOST}; name the column of the "
             "classes with --label COLUMN, or write labels yourself in a configuration"
         )
-    return dict(zip(names, string.ascii_uppercase, strict=False))
+    # A class that is called by a letter is answered by it: for another class that letter would stand for two.
+    own = {name: name.upper() for name in names if name.upper() in _LETTERS and len(name) == 1}
+    free = (letter for letter in _LETTERS if letter not in own.values())
+    return {name: own[name] if name in own else next(free) for name in names}
+
+
+def _by_class(said: pl.Series) -> list[tuple[str, int]]:
+    """Each class in its most frequent spelling with its rows, the rarest first; case tells no classes apart."""
+    counts = said.drop_nulls().value_counts(sort=True).rename({said.name: "name"}).sort("count", "name")
+    rows: dict[str, int] = {}
+    spelling: dict[str, str] = {}
+    for name, number in counts.iter_rows():
+        rows[name.casefold()] = rows.get(name.casefold(), 0) + number
+        spelling[name.casefold()] = name  # the last is the most frequent
+    return sorted(((spelling[key], number) for key, number in rows.items()), key=lambda each: (each[1], each[0]))
 
 
 def _of_classes(said: pl.Series, column: str, own: Mapping[str, Any], say: Say) -> dict[str, Any]:
@@ -72,7 +86,7 @@ def _of_classes(said: pl.Series, column: str, own: Mapping[str, Any], say: Say) 
     labels = {**found, **own}["labels"]
     if len(labels) > 2:
         return {**found, "metric_for_best_model": "macro_f1"}
-    rarer = min(said.drop_nulls().value_counts()["count"].to_list(), default=0) / max(said.count(), 1)
+    rarer = min((number for _, number in _by_class(said)), default=0) / max(said.count(), 1)
     if rarer < _RARE and "oversample" not in own:
         found["oversample"] = 0.5
         say(f"proposed: oversample 0.5, since the rarer class is {rarer:.1%} of the rows")
@@ -121,10 +135,10 @@ def prepare_texts(
     given = {"label_column": label, "split_column": split, "user_column": user}
     values |= {key: column for key, column in given.items() if column is not None}
     table = open_table(file)
-    values["label_column"] = label_column(parse_config({**values, **own}, "options"), table)
-    rows = rows_of(table, [text, values["label_column"]]) if text in table.names else None
-    if rows is None:
+    if text not in table.names:
         raise DataError(f"{file.name}: --text: no column {text!r}; found {', '.join(table.names)}")
+    values["label_column"] = label_column(parse_config({**values, **own}, "options"), table)
+    rows = rows_of(table, [text, values["label_column"]])
     said, texts = ids(rows["field_1"]).alias("label"), as_lines(rows["field_0"]).drop_nulls()
     kind, machine = kind_of_machine()
     card = kind != "demo_cpu"

@@ -107,15 +107,14 @@ def _of(chosen: Sequence[Decision], model: str, rules: Sequence[str]) -> Decisio
 
 
 def recall_notes(
-    labels: Array, chosen: Sequence[Decision], classes: Sequence[str], tuned: str, untuned: str, rivals: Sequence[str],
-    level: float, seed: int,
+    labels: Array, users: Array, chosen: Sequence[Decision], classes: Sequence[str], tuned: str, untuned: str,
+    rivals: Sequence[str], level: float, seed: int,
 ) -> tuple[list[str], dict[str, Any]]:  # fmt: skip
     """Of two classes: sentences on recall before and after, and on F1 against each rival, each by its own best rule.
 
     Returns:
         The sentences, and the differences behind them: name → metric → difference, low, high, p_value.
     """
-    users = np.arange(len(labels))
     positive = classes[1]
     notes, told = [], {}
     best = (BEST_F1, HALF, ANSWER)

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from rectune.baselines.texts import MAJORITY, TextBaselines
-from rectune.data.columns import LABEL, ROW_ID, SPLIT, TEST, VALIDATION
+from rectune.data.columns import LABEL, ROW_ID, SPLIT, TEST, USER_ID, VALIDATION
 from rectune.measure.classes import Floats
+from rectune.measure.classification import user_index
 from rectune.measure.slices import Cut, cut_by_edges
 from rectune.prompt.dataset import Dataset
 from rectune.report.classes import ANSWER, HALF, NATURAL, Decision, class_report, decisions, recall_notes
@@ -86,7 +87,9 @@ def texts_by_class(
     known = _known(run, data, kept, fitted)
     chosen = _decided(tables, known)
     found = class_report(labels, chosen, classes, run.config.seed)
-    notes, told = recall_notes(labels, chosen, classes, TUNED, UNTUNED, list(known.keys() - {TUNED}), LEVEL, SEED)
+    users = user_index(tables[TUNED][USER_ID].to_list())
+    rivals = sorted(known.keys() - {TUNED})
+    notes, told = recall_notes(labels, users, chosen, classes, TUNED, UNTUNED, rivals, LEVEL, SEED)
     lines = {(line["model"], line["rule"]): line["per_class"][classes[1]] for line in found[NATURAL]["decisions"]}
     said = [f"{model} {lines[model, ANSWER]['recall']:.3f}" for model in (UNTUNED, TUNED) if (model, ANSWER) in lines]
     notes.insert(0, f"Recall of {classes[1]}, as the model answers: {', '.join(said)}.")
