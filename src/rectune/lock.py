@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from rectune.files import disk_errors, make_folder
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What some network file systems answer."""
+_PAUSE = 0.5
+"""Seconds between two looks at a lock that is waited for."""
 
 Say = Callable[[str], None]
 
@@ -52,8 +55,24 @@ def _acquire(file: Path, say: Say) -> int:
         os.close(descriptor)  # the one who held it has removed this file meanwhile: take the new one
 
 
+def _wait(run: Path, say: Say) -> int:
+    """Descriptor of a folder's locked file, as soon as nobody else holds it."""
+    told = False
+    while True:
+        make_folder(run)  # whoever made it for the lock alone takes it away again
+        try:
+            return _acquire(run / NAME, say)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError:
+            if not told:
+                say(f"lock: waiting for another rectune that holds {run}")
+            told = True
+            time.sleep(_PAUSE)
+
+
 @contextmanager
-def run_lock(run: Path, say: Say = print, key: str = "output_dir") -> Iterator[None]:
+def run_lock(run: Path, say: Say = print, key: str = "output_dir", *, wait: bool = False) -> Iterator[None]:
     """Hold a run folder, so that no second process trains in it.
 
     The system lets go of the lock when its process ends, however it ends: a file left behind by a killed one stops
@@ -61,8 +80,9 @@ def run_lock(run: Path, say: Say = print, key: str = "output_dir") -> Iterator[N
 
     Args:
         run: the folder.
-        say: prints one line, where the file system has no locks.
+        say: prints one line, where the file system has no locks or another process is waited for.
         key: what messages name: the key that says where the folder lies.
+        wait: wait for whoever holds it, in place of an error; the folder is for the lock alone.
 
     Raises:
         ConfigError: another process holds it, or it is no folder.
@@ -75,7 +95,7 @@ def run_lock(run: Path, say: Say = print, key: str = "output_dir") -> Iterator[N
     try:
         with disk_errors(run):
             make_folder(run)
-            descriptor = _acquire(file, say)
+            descriptor = _wait(run, say) if wait else _acquire(file, say)
     except BlockingIOError as error:
         holder = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         raise ConfigError(
@@ -90,6 +110,6 @@ def run_lock(run: Path, say: Say = print, key: str = "output_dir") -> Iterator[N
     finally:
         file.unlink(missing_ok=True)
         os.close(descriptor)
-        if made:
+        if made or wait:
             with suppress(OSError):
                 run.rmdir()  # only where nothing was put into it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,59 @@ def test_pieces_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkeypat
         found = outcome(config_of(source, tmp_path / "set", **values), said)
         assert found == outcome(config_of(source, tmp_path / "whole", **{**values, "part_rows": 10_000}))
         assert any("are prepared in parts" in line for line in said)
+
+
+def cut_off(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave all pieces behind and no dataset."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(gather, "write_rest", lambda *_: (_ for _ in ()).throw(Killed))
+        prepare(config, say=silent)
+
+
+def dies_having_removed_data(folder: Path, **_: Any) -> None:
+    """What a kill makes of `rmtree`, which takes files in whatever order the disk has them."""
+    for file in folder.glob("*.arrow"):
+        file.unlink()
+    raise Killed
+
+
+def test_a_deletion_cut_short_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "raw", log(7))
+    config = config_of(source, tmp_path / "set", part_rows=20)
+    cut_off(config, monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", dies_having_removed_data)
+        prepare(config.with_overrides(part_rows=30), say=silent)
+    assert list(tmp_path.glob(".set.parts/*.done"))
+    said: list[str] = []
+    assert outcome(config, said) == outcome(config_of(source, tmp_path / "whole"))
+    assert "are prepared in parts" in said[1]
+
+
+@pytest.mark.parametrize("name", ["ordered-1.arrow", "rejects-0.arrow", "events-2.arrow", "users.arrow"])
+def test_a_piece_whose_file_is_gone_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    source = write(tmp_path / "raw", log(7))
+    config = config_of(source, tmp_path / "set", part_rows=20)
+    cut_off(config, monkeypatch)
+    (tmp_path / ".set.parts" / name).unlink()
+    said: list[str] = []
+    assert outcome(config, said) == outcome(config_of(source, tmp_path / "whole"))
+    assert "are prepared in parts" in said[1]
+
+
+def test_force_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "raw", log(7))
+    config = config_of(source, tmp_path / "set", part_rows=20)
+    cut_off(config, monkeypatch)
+    finish, written, said = parts.Work.finish, list[str](), list[str]()
+    monkeypatch.setattr(parts.Work, "finish", lambda *at: written.append(at[1]) or finish(*at))
+    prepare(config, force=True, say=said.append)
+    assert {"read-0", "users", "ordered-0", "events-0"} <= set(written)
+    assert said[1] == (
+        f"parts: what an earlier call has left in {tmp_path / '.set.parts'} is removed, because that was asked for "
+        "(force)"
+    )
+    assert "are prepared in parts" in said[2]
 
 
 def test_a_zip_and_the_older_forms_are_read_in_parts_too(tmp_path: Path) -> None:

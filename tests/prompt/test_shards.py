@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from rectune.config import Config
 from rectune.data.folder import scan_events
 from rectune.errors import DataError
+from rectune.lock import run_lock
 from rectune.prompt import encode as stage
-from rectune.prompt.cache import Kept
+from rectune.prompt.cache import Kept, clear_cache
 from rectune.prompt.dataset import Dataset, open_dataset
 from rectune.prompt.encode import encode, split_sample
 from rectune.prompt.layouts import prompts_for
@@ -118,6 +120,93 @@ def test_a_killed_call_goes_on_behind_its_last_shard(
     assert columns(encoded(config, data, tiny_pieces, said.append)) == columns(whole)
     assert kept == list(range(5, 12))
     assert "going on with 5 of 12 shards" in said[0]
+
+
+def test_two_at_work_with_another_part_rows_leave_each_other_alone(
+    tiny_config: Make, tiny_pieces: Pieces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_dataset(tiny_config(), silent)
+    whole = columns(encoded(tiny_config(layout="stream"), data, tiny_pieces))
+    cache = str(tmp_path / "both")
+    first, second = (tiny_config(layout="stream", part_rows=rows, preprocessing_cache_dir=cache) for rows in (60, 90))
+    keep, found = Kept.keep, []
+
+    def meanwhile(self: Kept, shard: int, trees: Trees, told: dict[str, Any]) -> None:
+        if shard == 2 and not found:
+            found.append(None)
+            found[0] = columns(encoded(second, data, tiny_pieces))
+        keep(self, shard, trees, told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "keep", meanwhile)
+        assert columns(encoded(first, data, tiny_pieces)) == whole
+    assert found == [whole]
+    for config in (first, second):
+        said: list[str] = []
+        assert columns(encoded(config, data, tiny_pieces, said.append)) == whole
+        assert len(said) == 1 and "from the cache" in said[0]
+    clear_cache(first, silent)
+    assert not list((tmp_path / "both").iterdir())
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_has_made(
+    tiny_config: Make, tiny_pieces: Pieces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(layout="stream", part_rows=60)
+    data = open_dataset(config, silent)
+    whole = columns(encoded(config, data, tiny_pieces))
+    folder = next((tmp_path / "cache").iterdir())
+    folder.rename(tmp_path / "made")
+    first = run_lock(folder.with_name(f".{folder.name}.lock"))
+    first.__enter__()
+
+    def ends(_seconds: float) -> None:
+        (tmp_path / "made").rename(folder)
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr("rectune.lock.time.sleep", ends)
+    said: list[str] = []
+    assert columns(encoded(config, data, tiny_pieces, said.append)) == whole
+    assert said == [
+        f"lock: waiting for another rectune that holds {folder.with_name(f'.{folder.name}.lock')}",
+        f"tokens: {len(whole['offsets']) - 1:,} sequences from the cache {folder}",
+    ]
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_shards_of_other_rows_are_not_taken_for_whole(tiny_config: Make, tiny_pieces: Pieces, tmp_path: Path) -> None:
+    config = tiny_config(layout="stream", part_rows=60)
+    data = open_dataset(config, silent)
+    whole = columns(encoded(config, data, tiny_pieces))
+    folder = next((tmp_path / "cache").iterdir())
+    for unfinished in (False, True):
+        for end in ("arrow", "done"):  # each hash is right
+            shutil.copy(folder / f"0.{end}", folder / f"1.{end}")
+        if unfinished:
+            (folder / "whole.done").unlink()
+        said: list[str] = []
+        assert columns(encoded(config, data, tiny_pieces, said.append)) == whole
+        what = f"shard 1 in {folder} is damaged" if unfinished else f"the cache {folder} is damaged"
+        assert f"tokens: {what}; it is made again" in said
+
+
+def test_a_deletion_cut_short_leaves_no_shard_that_counts(
+    tiny_config: Make, tiny_pieces: Pieces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(layout="stream", part_rows=60)
+    data = open_dataset(config, silent)
+    whole = columns(encoded(config, data, tiny_pieces))
+
+    def dies(folder: Path, **_: Any) -> None:
+        for name in ("whole.done", "1.arrow"):
+            (folder / name).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", dies)
+        clear_cache(config, silent)
+    assert list((tmp_path / "cache").glob("*/1.done"))
+    assert columns(encoded(config, data, tiny_pieces)) == whole
 
 
 def test_one_damaged_shard_is_noticed(tiny_config: Make, tiny_pieces: Pieces, tmp_path: Path) -> None:

@@ -57,12 +57,13 @@ class _Decided(NamedTuple):
 
 @contextmanager
 def prepare_in_parts(
-    config: Config, blocks: Blocks, source: dict[str, str], settings: dict[str, Any], say: Say
+    config: Config, blocks: Blocks, source: dict[str, str], settings: dict[str, Any], say: Say, anew: bool = False
 ) -> Iterator[tuple[Callable[[Path], None], int]]:
     """Prepare a log a part at a time.
 
     Pieces lie in a hidden folder beside the dataset's, until the block is left without an error. A call that finds
-    pieces of an earlier one, of the same source with the same settings, goes on with them.
+    pieces of an earlier one, of the same source with the same settings, goes on with them, unless all is to be made
+    anew.
 
     Yields:
         what writes the dataset's files into an empty folder; and how many rows were rejected.
@@ -77,7 +78,9 @@ def prepare_in_parts(
            "part_rows": config.part_rows, "json_files": config.json_files}  # fmt: skip
     with run_lock(place.with_name(place.name + ".lock"), say, "dataset_dir"):
         remove_leftovers(place.parent)  # a whole dataset may lie there half-written
-        work = Work(place, key)
+        if anew and place.exists():
+            say(f"parts: what an earlier call has left in {place} is removed, because that was asked for (force)")
+        work = Work(place, key, anew=anew)
         if work.old:
             say(f"parts: going on with what an earlier call has left in {place}")
         else:

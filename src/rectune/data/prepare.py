@@ -43,7 +43,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
 
     Args:
         config: its data and prompt keys decide everything.
-        force: prepare again even if nothing has changed.
+        force: prepare again even if nothing has changed, and from the start even if an earlier call was cut off.
         say: prints one line.
         read: what `read_source` has read for this configuration already.
 
@@ -71,7 +71,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
         from rectune.data.gather import prepare_in_parts
 
         with (
-            prepare_in_parts(config, blocks, source, settings, say) as (write, lost),
+            prepare_in_parts(config, blocks, source, settings, say, force) as (write, lost),
             atomic_folder(target) as temporary,
         ):
             write(temporary)

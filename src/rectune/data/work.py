@@ -9,9 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rectune.files import atomic_path, make_folder, remove_leftovers, write_json
+from rectune.files import atomic_path, disk_errors, make_folder, remove_leftovers, write_json
 
 _KEY = "key.json"
+_FILES = "files"
+"""In a marker: the files of its piece."""
+
+
+def has_key(folder: Path) -> bool:
+    """Whether what lies in a folder of pieces counts."""
+    return (folder / _KEY).is_file()
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a folder of pieces, its key first, so that nothing counts of what a kill leaves of it.
+
+    Raises:
+        ResourceError: it cannot be removed.
+    """
+    with disk_errors(folder):
+        (folder / _KEY).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 class Work:
@@ -22,11 +41,20 @@ class Work:
         old: how many pieces of an earlier call were found.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        """Take over what an earlier call with the same key has left, or begin anew."""
+    def __init__(self, folder: Path, key: dict[str, Any], *, anew: bool = False) -> None:
+        """Take over what an earlier call with the same key has left, or begin anew.
+
+        Pieces are made of one another, so that one marker without its files takes all of them with it.
+
+        Args:
+            folder: where they lie.
+            key: what they depend on.
+            anew: begin anew even if the key is the same.
+        """
         self.folder = folder
-        if self._read(_KEY) != json.loads(json.dumps(key)):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._files: list[str] = []
+        if anew or self._read(_KEY) != json.loads(json.dumps(key)) or self._lost():
+            remove_work(folder)
             make_folder(folder)
             write_json(folder / _KEY, key)
         remove_leftovers(folder)
@@ -37,6 +65,17 @@ class Work:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+    def _lost(self) -> bool:
+        """Whether a marker is unreadable, or a file is missing that nobody has dropped."""
+        for marker in self.folder.glob("*.done"):
+            told = self._read(marker.name)
+            if not isinstance(told, dict):
+                return True
+            names = told.get(_FILES, [])
+            if not all(self.path(name).exists() or self.path(f"{name}.dropped").exists() for name in names):
+                return True
+        return False
 
     def path(self, name: str) -> Path:
         """Where a file lies."""
@@ -53,19 +92,24 @@ class Work:
 
     def finish(self, piece: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
         """Count a piece as finished; all its files are in their places."""
-        write_json(self.folder / f"{piece}.done", told or {})
-        return told or {}
+        told = {**(told or {}), _FILES: self._files}
+        self._files = []
+        write_json(self.folder / f"{piece}.done", told)
+        return told
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A file of a piece, whole or not at all."""
         with atomic_path(self.folder / name) as temporary:
             yield temporary
+        self._files.append(name)
 
     def drop(self, name: str) -> None:
         """Remove a file that is of no more use."""
-        (self.folder / name).unlink(missing_ok=True)
+        self.path(f"{name}.dropped").touch()
+        self.path(name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove everything: the work is done."""
+        """Remove everything: the work is done, and what cannot be removed does no harm."""
+        self.path(_KEY).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -289,31 +290,53 @@ def encode(
     if len(rows) == 0:
         raise DataError("no events to encode: this split is empty; prepare with more users or a lower history_len")
     augment = Augment.of(config) if training else NOTHING
-    kept = Kept(config.preprocessing_cache_dir / cache_key(config, content_hash, prompts.pieces, rows, augment))
-    try:
-        trees = kept.trees()
-    except ValueError as error:
-        say(f"tokens: the cache {error}; it is made again")
-        trees = None
-    if trees is not None:
-        say(f"tokens: {len(trees):,} sequences from the cache {kept.folder}")
-        return trees
     most = config.part_rows if isinstance(prompts, StreamPrompts) else max(1, config.part_rows // _PROMPTS)
     portions = portions_of(user_starts(events), rows, most)
-    kept.begin(events_of_a_shard=most, shards=len(portions))
-    if kept.old:
-        say(
-            f"tokens: going on with {kept.old:,} of {len(portions):,} shards, which an earlier call has left in "
-            f"{kept.folder}"
-        )
-    source = _Source.of(config, events, catalog, content_hash, prompts, say)
+    name = cache_key(config, content_hash, prompts.pieces, rows, augment)
+    # Shards cut otherwise lie elsewhere: two processes with another `part_rows` would overwrite each other's.
+    kept = Kept(config.preprocessing_cache_dir / (f"{name}-{most}" if len(portions) > 1 else name), rows)
+    with suppress(ValueError):  # damaged, or just being removed: looked at again under the lock
+        if (trees := kept.trees()) is not None:
+            say(f"tokens: {len(trees):,} sequences from the cache {kept.folder}")
+            return trees
+    with kept.alone(say):
+        damaged = False
+        try:
+            if (trees := kept.trees()) is not None:  # made by the one who held the lock
+                say(f"tokens: {len(trees):,} sequences from the cache {kept.folder}")
+                return trees
+        except ValueError as error:
+            say(f"tokens: the cache {error}; it is made again")
+            damaged = True
+        kept.begin(anew=damaged, events_of_a_shard=most, shards=len(portions))
+        if kept.old:
+            say(
+                f"tokens: going on with {kept.old:,} of {len(portions):,} shards, which an earlier call has left in "
+                f"{kept.folder}"
+            )
+        source = _Source.of(config, events, catalog, content_hash, prompts, say)
+        return _make(config, catalog, source, prompts, rows, portions, augment, kept, say)
+
+
+def _make(
+    config: Config,
+    catalog: pl.DataFrame,
+    source: _Source,
+    prompts: Prompts,
+    rows: Places,
+    portions: list[Places],
+    augment: Augment,
+    kept: Kept,
+    say: Say,
+) -> Trees:
+    """Make the shards that are missing; all trees."""
     state: dict[str, Any] | None = None
     cut = shortened = 0
     try:
         with progress("tokenised", len(rows), "events", say) as advance:
             for shard, places in enumerate(portions):
                 asked = rows[np.searchsorted(rows, places[0]) : np.searchsorted(rows, places[-1], side="right")]
-                told = kept.told(shard)
+                told = kept.told(shard, asked, say)
                 if told is None:
                     made, told = _shard(config, catalog, source, prompts, places, asked, augment, state)
                     kept.keep(shard, made, told)
