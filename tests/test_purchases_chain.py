@@ -53,7 +53,7 @@ def write_purchases(path: Path) -> None:
     for user in range(14):
         for at in range(22 if user < 12 else 3):
             item = draw_of.randrange(30)
-            moment = 1_700_000_000 + 1000 * user + at - at % 3
+            moment = 1_700_000_000 + 1000 * (at - at % 3)
             lines.append(f"p{user},t{item},{moment},Thing {item},kind {item % 4}")
     path.write_text("\n".join(dict.fromkeys(lines)) + "\n")
 

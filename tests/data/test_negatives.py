@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from rectune.data.folder import asked_at, history_slices, own_events
 from rectune.data.negatives import Drawn, add_negatives, say_negatives
 from rectune.data.split import timeline
 from rectune.errors import DataError
+from rectune.measure.slices import cut_by_known_events
+from rectune.report.slices import slices_of
 
 RANK = {"warmup": 0, "train": 1, "validation": 2, "test": 3}
 
@@ -52,32 +55,43 @@ def test_each_purchase_has_as_many_negatives_as_there_can_be_and_none_that_its_u
     rows: list[tuple[str, str, int]], genres: dict[str, str], count: int, how: str, seed: int
 ) -> None:
     bought, items = purchases(rows), catalog({**genres, "8": "x"})
-    found = drawn(bought, items, count, how, seed)
-    own = own_events(found.events)
-    assert own.drop("drawn_for").equals(timeline(bought, history_len=1, test_ratio=0.2, validation_ratio=0.2).events)
-    negatives = found.events.filter(pl.col("drawn_for").is_not_null())
+    own = timeline(bought, history_len=1, test_ratio=0.2, validation_ratio=0.2).events
     of_user: dict[str, set[str]] = {}
     for user, item, _ in rows:
         of_user.setdefault(user, set()).add(item)
     sold_in: dict[str, int] = {}
     for item, split in own.select("item_id", "split").iter_rows():
         sold_in[item] = min(sold_in.get(item, 9), RANK[split])
+    # Items are on sale from the first purchase by anyone, also by a user who was left out.
+    since = {item: min(at for _, of, at in rows if of == item) for _, item, _ in rows}
+    asked = [row for row in own.iter_rows(named=True) if row["split"] != "warmup"]
+    free_for = [
+        {item for item, rank in sold_in.items() if rank <= RANK[row["split"]] and since[item] <= row["timestamp"]}
+        - of_user[row["user_id"]]
+        for row in asked
+    ]
+    training = [free for row, free in zip(asked, free_for, strict=True) if row["split"] == "train"]
+    if training and not any(training):
+        with pytest.raises(DataError, match="none can be drawn for any"):
+            drawn(bought, items, count, how, seed)
+        return
+    found = drawn(bought, items, count, how, seed)
+    assert own_events(found.events).drop("drawn_for").equals(own)
+    negatives = found.events.filter(pl.col("drawn_for").is_not_null())
     of_purchase: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in negatives.iter_rows(named=True):
         of_purchase.setdefault((row["user_id"], row["drawn_for"]), []).append(row)
-    asked = [row for row in own.iter_rows(named=True) if row["split"] != "warmup"]
-    short = 0
-    for row in asked:
+    short = bare = 0
+    for row, free in zip(asked, free_for, strict=True):
         mine = of_purchase.pop((row["user_id"], row["position"]), [])
-        highest = 1 if how == "popularity" else RANK[row["split"]]
-        free = {item for item, rank in sold_in.items() if rank <= highest} - of_user[row["user_id"]]
         names = [negative["item_id"] for negative in mine]
         assert len(set(names)) == len(names) == min(count, len(free)) and set(names) <= free
         short += len(names) < count
+        bare += not names
         for negative in mine:
             assert (negative["label"], negative["rating"]) == (0, None)
             assert all(negative[key] == row[key] for key in ("timestamp", "split", "history_end"))
-    assert not of_purchase and found.short == short
+    assert not of_purchase and (found.short, found.bare) == (short, bare)
     assert (found.purchases, found.negatives) == (len(asked), negatives.height)
     # A user's negatives stand behind the user's own events, so that a history can hold none.
     assert found.events["row_id"].n_unique() == found.events.height
@@ -91,6 +105,8 @@ def test_each_purchase_has_as_many_negatives_as_there_can_be_and_none_that_its_u
 @given(logs, st.integers(1, 3), st.sampled_from(["uniform", "popularity", "hard"]))
 def test_the_same_seed_draws_the_same(rows: list[tuple[str, str, int]], count: int, how: str) -> None:
     items = catalog({str(item): "xy"[item % 2] for item in range(9)})
+    # Somebody else's purchases, from the beginning on, leave something to draw.
+    rows = [*rows, ("e", "7", 0), ("e", "8", 0), ("e", "7", 1)]
     one, other = (drawn(purchases(rows), items, count, how, seed=5) for _ in range(2))
     assert one.events.equals(other.events) and one[1:] == other[1:]
 
@@ -122,16 +138,20 @@ def shares(found: Drawn) -> dict[str, float]:
 
 def test_uniform_draws_every_free_item_alike_and_popularity_goes_by_training_purchases() -> None:
     # Nobody's purchases are in the way: user z bought z alone, and items sell 6 : 3 : 1 in training.
-    bought = [("a", "p", 1)] * 6 + [("a", "q", 1)] * 3 + [("a", "r", 1)] + [("a", "only in test", 9)] * 20
-    asked = [("z", "z", at) for at in range(3000)]
+    bought = [("a", "p", 1)] * 6 + [("a", "q", 1)] * 3 + [("a", "r", 1)] + [("a", "only in test", 1)] * 20
+    asked = [("z", "z", at + 1) for at in range(3000)]
     splits = ["train"] * 10 + ["test"] * 20 + ["train"] * 2000 + ["test"] * 1000
     frame = purchases(bought + asked, splits)
     items = catalog(dict.fromkeys(["p", "q", "r", "z", "only in test", "never sold"], "x"))
-    popular = Counter(
-        drawn(frame, items, 1, "popularity").events.filter(pl.col("user_id") == "z", pl.col("label") == 0)["item_id"]
-    )
-    assert popular.keys() == {"p", "q", "r"}
-    assert [popular[item] / 3000 for item in "pqr"] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    found = drawn(frame, items, 1, "popularity").events.filter(pl.col("user_id") == "z", pl.col("label") == 0)
+    popular = {
+        split: Counter(found.filter(pl.col("split") == split)["item_id"].to_list()) for split in ("train", "test")
+    }
+    assert popular["train"].keys() == {"p", "q", "r"}
+    assert [popular["train"][item] / 2000 for item in "pqr"] == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
+    # What only the test sells weighs 1 there.
+    names = ["p", "q", "r", "only in test"]
+    assert [popular["test"][item] / 1000 for item in names] == pytest.approx([6 / 11, 3 / 11, 1 / 11, 1 / 11], abs=0.05)
     found = drawn(frame, items).events.filter(pl.col("user_id") == "z", pl.col("label") == 0)
     of_split = {
         split: Counter(found.filter(pl.col("split") == split)["item_id"].to_list()) for split in ("train", "test")
@@ -144,8 +164,51 @@ def test_uniform_draws_every_free_item_alike_and_popularity_goes_by_training_pur
     )
 
 
+@pytest.mark.parametrize("how", ["uniform", "popularity", "hard"])
+def test_an_item_is_drawn_from_its_first_purchase_by_anyone_on_and_not_before(how: Any) -> None:
+    # Each item is launched by a purchase of the warm-up, and bought in training much later: only the launch counts.
+    launches = {f"i{number}": 100 * number for number in range(1, 6)}
+    rows = [("w", item, at) for item, at in launches.items()] + [("v", item, 9000) for item in launches]
+    rows += [("z", "z", at) for at in range(600)]
+    splits = ["warmup"] * 5 + ["train"] * 605
+    found = drawn(purchases(rows, splits), catalog(dict.fromkeys([*launches, "z"], "x")), 5, how)
+    of_z = found.events.filter(pl.col("user_id") == "z", pl.col("label") == 0)
+    drawn_at: dict[int, set[str]] = {}
+    for item, at in of_z.select("item_id", "timestamp").iter_rows():
+        drawn_at.setdefault(at, set()).add(item)
+    assert min(drawn_at) == 100
+    assert all(names == {item for item, since in launches.items() if since <= at} for at, names in drawn_at.items())
+    # Of z's 600 the first 100 have none, the next 400 not all five; v's five have z alone.
+    assert (found.short, found.bare) == (505, 100)
+    lines: list[str] = []
+    say_negatives(found, 5, how, lines.append)
+    assert f"{found.short:,} purchases have fewer, {found.bare:,} of them none" in lines[1]
+
+
+def test_no_negative_for_any_training_purchase_is_an_error() -> None:
+    # The one user of the training split bought all there was by then; the test alone has something to draw.
+    rows = [("a", "p", 1), ("a", "q", 2), ("b", "r", 3), ("a", "p", 4)]
+    bought, items = purchases(rows, ["train", "train", "test", "test"]), catalog(dict.fromkeys("pqr", ""))
+    with pytest.raises(DataError, match=r"none can be drawn for any of the 2 training purchases.*add users") as caught:
+        drawn(bought, items)
+    assert "\n" not in str(caught.value)
+
+
+def test_slices_count_purchases_of_an_item_and_no_negatives() -> None:
+    # Each of the 40 training purchases of p has q for a negative, which is bought there once.
+    rows = [("a", "p", at) for at in range(1, 41)] + [("b", "q", 1), ("b", "q", 2)]
+    found = drawn(purchases(rows, ["train"] * 41 + ["test"]), catalog(dict.fromkeys("pq", "")), 1)
+    data: Any = SimpleNamespace(events=found.events, catalog=catalog(dict.fromkeys("pq", "")))
+    known = slices_of(data, np.arange(found.events.height))
+    expected = {"p": 40, "q": 1}
+    by_item = cut_by_known_events(np.array([expected[item] for item in found.events["item_id"]]))
+    by_user = cut_by_known_events(np.array([40 if user == "a" else 1 for user in found.events["user_id"]]))
+    for name, cut in (("training events of the item", by_item), ("training events of the user", by_user)):
+        assert known[name].order == cut.order and list(known[name].rows) == list(cut.rows)
+
+
 def test_a_second_negative_is_drawn_from_what_the_first_has_left() -> None:
-    rows = [("z", "z", at) for at in range(2000)] + [("a", item, 1) for item in "pqr"]
+    rows = [("z", "z", at + 1) for at in range(2000)] + [("a", item, 1) for item in "pqr"]
     found = drawn(purchases(rows, ["train"] * len(rows)), catalog(dict.fromkeys("pqrz", "")), 2).events
     pairs = found.filter(pl.col("user_id") == "z", pl.col("label") == 0).group_by("drawn_for").agg("item_id")
     counts = Counter(tuple(pair) for pair in pairs["item_id"].to_list())

@@ -4,10 +4,12 @@ A negative stands for "was asked, and would have said no", not for something tha
 user, moment, split and history, and stands behind all of the user's own events in the table: histories are runs of
 earlier rows, so no negative can ever be in one, whoever reads them.
 
-Which items may be drawn: those with a purchase in the event's own split or an earlier one (of train, validation, test),
-by anyone. So training never meets an item of which only the test period knows, and no item that was never sold can be
-told by just that. Never one that the user bought, in whatever split and at whatever time. Where items are offered in
-markets, such as cities, only those of the purchase's own.
+Which items may be drawn: those that anyone, in any split, had bought at the event's moment or before; else an item
+that nobody had yet bought would be told by just that. Of these only the ones with a purchase in the event's own split
+or an earlier one (of train, validation, test), so that training never meets an item of which only test events know: one
+user's test may be before another's training. Never one that the user bought, in whatever split and at whatever time.
+Where items are offered in markets, such as cities, only those of the purchase's own. A purchase for which no item is
+left has no negatives.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Drawn(NamedTuple):
         purchases: events with negatives.
         negatives: how many were drawn.
         short: purchases with fewer negatives than were asked for, since there are no more items to draw.
+        bare: those of them with none at all.
         elsewhere: negatives of `hard` from another category, since the purchase's own had no item left.
         again: purchases of an item that the user had bought strictly before.
     """
@@ -51,6 +54,7 @@ class Drawn(NamedTuple):
     purchases: int
     negatives: int
     short: int
+    bare: int
     elsewhere: int
     again: int
 
@@ -62,49 +66,55 @@ class Drawn(NamedTuple):
             "purchases": self.purchases,
             "negatives": self.negatives,
             "purchases_with_fewer": self.short,
+            "purchases_with_none": self.bare,
             "from_other_categories": self.elsewhere,
             "purchases_of_items_bought_before": self.again,
         }
 
 
 class _Pools(NamedTuple):
-    """Groups of items to draw from, laid end to end.
+    """Groups of items to draw from, laid end to end, each by first sale: at any moment a prefix is on sale.
 
     Attributes:
         members: int64; items of all groups.
-        start, size: int64 [groups].
+        start: int64 [groups].
+        key: int64 [members], ascending; group * span + the place of the item's first sale among all moments of such.
+        span: more than there are such moments.
         weight: float64 [members + 1]; the sum of the weights before each member, and that of all; None where all weigh
             the same.
     """
 
     members: Ints
     start: Ints
-    size: Ints
+    key: Ints
+    span: int
     weight: Floats | None = None
 
     @classmethod
-    def of(cls, groups: list[Ints], weight: Floats | None = None) -> _Pools:
-        """Groups of items, with the weight of every item, or none."""
+    def of(cls, groups: list[Ints], since: Ints, weight: Floats | None = None) -> _Pools:
+        """Groups of items, with the place of every item's first sale in time, and its weight or none."""
         size = np.array([len(group) for group in groups], dtype=np.int64)
         members = np.concatenate([np.empty(0, np.int64), *groups])
+        span = int(since.max(initial=0)) + 2
+        key = np.repeat(np.arange(len(groups)), size) * span + since[members]
+        order = np.argsort(key, kind="stable")
+        members = members[order]
         sums = None if weight is None else np.concatenate([[0.0], np.cumsum(weight[members])])
-        return cls(members, np.cumsum(size) - size, size, sums)
+        return cls(members, np.cumsum(size) - size, key[order], span, sums)
 
-    def pick(self, group: Ints, chance: Floats) -> Ints:
-        """One member of each group, by a random number of 0 to 1; -1 where the group is empty."""
-        size = self.size[group]
+    def on_sale(self, group: Ints, moments: Ints) -> Ints:
+        """How many of each group's members had been sold in the first so many moments of first sales; 0 in group -1."""
+        last = group * self.span + np.minimum(moments, self.span - 1)
+        return np.where(group < 0, 0, np.searchsorted(self.key, last) - self.start[group])
+
+    def pick(self, group: Ints, size: Ints, chance: Floats) -> Ints:
+        """One of the first members of each group, of so many (at least one), by a random number of 0 to 1."""
         if self.weight is None:
-            place = np.minimum((chance * size).astype(np.int64), size - 1)
+            place = (chance * size).astype(np.int64)
         else:
             low, high = self.weight[self.start[group]], self.weight[self.start[group] + size]
             place = np.searchsorted(self.weight, low + chance * (high - low), side="right") - 1 - self.start[group]
-            place = np.clip(place, 0, size - 1)
-        found = self.members[np.minimum(self.start[group] + place, len(self.members) - 1)]
-        return np.where(size > 0, found, -1)
-
-    def whole(self, group: int) -> slice:
-        """Where a group's members lie."""
-        return slice(int(self.start[group]), int(self.start[group] + self.size[group]))
+        return self.members[self.start[group] + np.clip(place, 0, size - 1)]
 
 
 class _Draw:
@@ -131,29 +141,27 @@ class _Draw:
         found: npt.NDArray[np.bool_] = self.bought[place] == code
         return found
 
-    def fill(self, pools: _Pools, group: Ints) -> None:
-        """Fill what is empty from each row's group, without an item twice in a row, until the group has no more."""
-        if not len(pools.members):
-            return
+    def fill(self, pools: _Pools, group: Ints, moments: Ints) -> None:
+        """Fill what is empty from what each row's group has on sale, no item twice in a row, until there is no more."""
+        size = pools.on_sale(group, moments)
         for place in range(self.chosen.shape[1]):
-            empty = np.flatnonzero((self.chosen[:, place] < 0) & (group >= 0))
+            empty = np.flatnonzero((self.chosen[:, place] < 0) & (size > 0))
             # A row with an earlier place left empty has nothing more to draw.
             empty = empty[(self.chosen[empty, :place] >= 0).all(axis=1)]
             for _ in range(_TRIES):
                 if not len(empty):
                     break
-                item = pools.pick(group[empty], self.random.random(len(empty)))
+                item = pools.pick(group[empty], size[empty], self.random.random(len(empty)))
                 again = (self.chosen[empty, :place] == item[:, None]).any(axis=1)
-                good = (item >= 0) & ~again & ~self._is_bought(empty, item)
+                good = ~again & ~self._is_bought(empty, item)
                 self.chosen[empty[good], place] = item[good]
                 empty = empty[~good]
             for row in empty.tolist():
-                self._list(pools, int(group[row]), row, place)
+                self._list(pools, int(pools.start[group[row]]), int(size[row]), row, place)
 
-    def _list(self, pools: _Pools, group: int, row: int, place: int) -> None:
-        """Fill the places from this one on out of a list of all that is left."""
-        there = pools.whole(group)
-        members = pools.members[there]
+    def _list(self, pools: _Pools, start: int, size: int, row: int, place: int) -> None:
+        """Fill the places from this one on out of a list of all that is left of these members."""
+        members = pools.members[start : start + size]
         own = slice(*np.searchsorted(self.bought, self.user[row] * self.items + np.array([0, self.items])).tolist())
         taken = np.concatenate([self.bought[own] - self.user[row] * self.items, self.chosen[row, :place]])
         free = ~np.isin(members, taken)
@@ -161,7 +169,7 @@ class _Draw:
         wanted = min(len(left), self.chosen.shape[1] - place)
         chance = None
         if pools.weight is not None and len(left):
-            weight = np.diff(pools.weight[there.start : there.stop + 1])[free]
+            weight = np.diff(pools.weight[start : start + size + 1])[free]
             chance = weight / weight.sum()
         if wanted:
             self.chosen[row, place : place + wanted] = self.random.choice(left, wanted, replace=False, p=chance)
@@ -180,16 +188,18 @@ def add_negatives(
 
     Args:
         events: whole timelines of purchases, as `timeline` returns them.
-        purchases: user_id, item_id of all that is known to have been bought, also what `timeline` left out.
+        purchases: user_id, item_id, timestamp of all that is known to have been bought, also what `timeline` left out.
         catalog: item_id; for `hard` also genres, the items' categories.
         count: negatives of each purchase, different items; fewer where no more can be drawn.
-        sampling: `uniform`: all items alike; `popularity`: by how often they are bought in warm-up and training;
-            `hard`: of the rarest of the purchase's categories that has an item left, else of any.
+        sampling: `uniform`: all items alike; `popularity`: by how often they are bought in warm-up and training, and 1
+            where never, so that an item sold in held-out events only is drawn too; `hard`: of the rarest of the
+            purchase's categories that has an item left, else of any.
         seed: the same input and seed give the same draw.
         market: the catalog's column that says where an item is offered; None where all are offered to everybody.
 
     Raises:
-        DataError: `hard` without categories, or `popularity` without a training purchase.
+        DataError: `hard` without categories, `popularity` without a training purchase, or no negative for any
+            training purchase.
     """
     items = catalog.select(c.ITEM_ID).with_row_index("_item")
     user_of = events.select(pl.col(c.USER_ID).unique(maintain_order=True)).with_row_index("_user")
@@ -201,42 +211,70 @@ def add_negatives(
     split = events[c.SPLIT].replace_strict(c.SPLITS, range(len(c.SPLITS)), return_dtype=pl.Int64).to_numpy()
     rows = np.flatnonzero(split > 0)
     draw = _Draw(user[rows], bought, len(items), count, np.random.default_rng([seed, _STREAM]))
-    # Which items each split may draw: those bought in it or in an earlier one.
+    # Which items each split may draw: those bought in it or in an earlier one; and from which moment on.
     first = np.full(len(items), len(c.SPLITS))
     np.minimum.at(first, item, split)
+    since, moments = _first_sales(purchases, items, events[c.TIMESTAMP].to_numpy()[rows])
     # Group market * splits + split.
     markets = np.zeros(len(items), dtype=np.int64)
     if market is not None:
         markets = catalog[market].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
     offered = [np.flatnonzero(markets == each) for each in range(int(markets.max(initial=0)) + 1)]
-    here = markets[item[rows]]
-    elsewhere = 0
+    weight = None
     if sampling == "popularity":
         sold = np.bincount(item[split <= 1], minlength=len(items)).astype(np.float64)
         if not sold.any():
             raise DataError("negative_sampling: popularity, but no purchase is in training; use uniform")
-        draw.fill(_Pools.of([mine[sold[mine] > 0] for mine in offered], sold), here)
-    else:
-        if sampling == "hard":
-            for pools, group in _by_category(catalog, markets, first, item[rows], split[rows]):
-                draw.fill(pools, group)
-            elsewhere = int((draw.chosen < 0).sum())
-        of_split = [mine[first[mine] <= each] for mine in offered for each in range(len(c.SPLITS))]
-        draw.fill(_Pools.of(of_split), here * len(c.SPLITS) + split[rows])
-        elsewhere -= int((draw.chosen < 0).sum()) if sampling == "hard" else 0
+        weight = np.maximum(sold, 1.0)
+    elsewhere = 0
+    if sampling == "hard":
+        for pools, group in _by_category(catalog, markets, first, since, item[rows], split[rows]):
+            draw.fill(pools, group, moments)
+        elsewhere = int((draw.chosen < 0).sum())
+    of_split = [mine[first[mine] <= each] for mine in offered for each in range(len(c.SPLITS))]
+    draw.fill(_Pools.of(of_split, since, weight), markets[item[rows]] * len(c.SPLITS) + split[rows], moments)
+    elsewhere -= int((draw.chosen < 0).sum()) if sampling == "hard" else 0
     found = draw.chosen >= 0
+    training = split[rows] == c.SPLITS.index(c.TRAIN)
+    if training.any() and not found[training].any():
+        raise DataError(
+            f"negatives: none can be drawn for any of the {int(training.sum()):,} training purchases, since no other "
+            "item had been bought by then that its user never buys; add users whose purchases overlap in time "
+            "(max_users, history_len), or label the events by label_from=column or rating"
+        )
     return Drawn(
         _beside(events, rows, draw.chosen, items[c.ITEM_ID], purchases.height),
         len(rows),
         int(found.sum()),
         int((~found).any(axis=1).sum()),
+        int((~found).all(axis=1).sum()),
         elsewhere,
         _again(events),
     )
 
 
+def _first_sales(purchases: pl.DataFrame, items: pl.DataFrame, asked: Ints) -> tuple[Ints, Ints]:
+    """The moments at which some item was bought for the first time, counted.
+
+    Args:
+        purchases: item_id and timestamp of all.
+        items: item_id, _item.
+        asked: int64 [rows]; timestamps.
+
+    Returns:
+        since [items], the 0-based number of each item's moment, or that of all moments where it was never bought; and
+        moments [rows], how many of them are at or before each timestamp: an item has been bought where since < moments.
+    """
+    earliest = purchases.group_by(c.ITEM_ID).agg(pl.col(c.TIMESTAMP).min())
+    earliest = items.join(earliest, on=c.ITEM_ID, how="inner", maintain_order="left")
+    time, number = np.unique(earliest[c.TIMESTAMP].to_numpy(), return_inverse=True)
+    since = np.full(len(items), len(time), dtype=np.int64)
+    since[earliest["_item"].to_numpy()] = number
+    return since, np.searchsorted(time, asked, side="right").astype(np.int64)
+
+
 def _by_category(
-    catalog: pl.DataFrame, markets: Ints, first: Ints, item: Ints, split: Ints
+    catalog: pl.DataFrame, markets: Ints, first: Ints, since: Ints, item: Ints, split: Ints
 ) -> list[tuple[_Pools, Ints]]:
     """Pools to draw from one after the other: of each purchase's rarest category, then its next, to the last.
 
@@ -270,7 +308,7 @@ def _by_category(
     order = np.argsort(place, kind="stable")
     edges = np.searchsorted(place[order], np.arange(len(names) + 1))
     members = [of_item[order[edges[each] : edges[each + 1]]] for each in range(len(names))]
-    pools = _Pools.of([np.sort(mine[first[mine] <= each]) for mine in members for each in range(groups)])
+    pools = _Pools.of([np.sort(mine[first[mine] <= each]) for mine in members for each in range(groups)], since)
     begin = np.searchsorted(of_item, np.arange(catalog.height + 1))
     most = int(np.diff(begin).max())
     found = []
@@ -312,7 +350,10 @@ def say_negatives(drawn: Drawn, count: int, sampling: Sampling, say: Say) -> Non
         "item that its user ever bought; frozen with the events"
     )
     if drawn.short:
-        say(f"negatives: {drawn.short:,} purchases have fewer, since their users bought all but these")
+        say(
+            f"negatives: {drawn.short:,} purchases have fewer, {drawn.bare:,} of them none, since their users buy all "
+            "else that anyone had bought by then"
+        )
     if drawn.elsewhere:
         say(f"negatives: {drawn.elsewhere:,} are of another category, since the purchase's own had no item left")
     if drawn.again:
