@@ -316,3 +316,12 @@ def test_a_wrong_report_to_names_what_is_allowed(value: Any, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"report_to": value}, origin="test")
     assert f"report_to: got {value!r}" in str(caught.value) and part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["2024-02-30", "[" * 5000], ids=["a day in no month", "brackets without end"])
+def test_what_yaml_itself_trips_over_is_one_line(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seed: cannot read .* as a YAML value; quote it"):
+        parse_override(f"seed={value}")
+    (tmp_path / "bad.yaml").write_text(f"seed: {value}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: not readable as YAML"):
+        load_config(tmp_path / "bad.yaml")

@@ -17,6 +17,9 @@ from rectune.errors import ConfigError
 
 __all__ = ["Config", "default_of", "load_config", "parse_config", "parse_override"]
 
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading YAML raises: ValueError of a day that is in no month, or of bytes that are no text."""
+
 
 def _named_no(values: dict[str, Any]) -> dict[str, Any]:
     """YAML reads a bare `no` as false; where `no` is a choice, it is meant."""
@@ -74,7 +77,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key = key.strip().lstrip("-").replace("-", "_")
     try:
         read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         if key == "item_text":  # "{title}, {price:.2f}" is a template as it stands
             return key, value
         raise ConfigError(f"{key}: cannot read {value!r} as a YAML value; quote it") from error
@@ -98,7 +101,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: {what}; `rectune configs` lists the shipped configurations")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         first = str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
