@@ -332,7 +332,7 @@ def test_a_user_without_likes_gets_popular_items_and_is_told(runs: dict[str, Pat
     recommender = Recommender.load(runs["pointwise"], say=said.append)
     assert recommender.data is not None
     label = pl.when(pl.col("user_id") == "7").then(0).otherwise(pl.col("label")).cast(pl.UInt8).alias("label")
-    recommender.data = replace(recommender.data, events=recommender.data.events.with_columns(label))
+    recommender.data = replace(recommender.data, table=recommender.data.events.with_columns(label))
     recommender.recommend("7", k=2)
     assert said[-1] == "retriever: mf knows nothing of user 7; popularity stands in"
 

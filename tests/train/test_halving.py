@@ -137,7 +137,7 @@ def test_parts_hold_every_answer_once_and_what_it_can_see(lengths: list[int], si
     draw = np.random.default_rng(0)
     nothing = np.zeros(len(lengths))
     trees = Trees.of_prompts([draw.integers(1, 99, n) for n in lengths], nothing, nothing, nothing)
-    words = SimpleNamespace(negative_id=100, positive_id=101, end_id=102, token=lambda label: 100 + label)
+    words = SimpleNamespace(token_ids=[100, 101], end_id=102, token=lambda label: 100 + label)
     batch = TrainingCollator(trees, words, with_end)([[index] for index in range(len(lengths))])  # type: ignore[arg-type]
     parts = list(parts_of(batch, size))
     assert [len(part["input_ids"]) for part in parts] == [

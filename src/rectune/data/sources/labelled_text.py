@@ -87,7 +87,9 @@ def as_lines(texts: pl.Series) -> pl.Series:
     >>> as_lines(pl.Series([" a\\n b ", "  ", None])).to_list()
     ['a b', None, None]
     """
-    found = values.as_text(texts).str.replace_all(r"\s+", " ").str.strip_chars()
+    found = (
+        values.as_text(texts).str.replace_all(r"[\s\x1c-\x1f]+", " ").str.strip_chars()
+    )  # \x1c to \x1f: as Python has it
     return found.set((found.str.len_bytes() == 0).fill_null(False), None)
 
 
