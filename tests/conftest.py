@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,28 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Fast tests never touch the user's cache; slow ones share it, since they fetch real files."""
     if "slow" not in request.keywords:
         monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+_FILMS = {
+    1: "Toy Story (1995)", 3: "Four Rooms (1995)", 100: "Fargo (1996)", 127: "Godfather, The (1972)",
+    183: "Alien (1979)", 273: "Heat (1995)", 573: "Body Snatchers (1993)", 670: "Body Snatchers (1993)",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MovieLens folder of 12 users and 30 films, some with real titles, 26 ratings each."""
+    folder = tmp_path_factory.mktemp("ml-films")
+    known = _FILMS | {number: f"Film {number}, The ({1980 + number})" for number in range(11, 33)}
+    rows = ["movieId,title,genres", *(f'{number},"{title}",Drama' for number, title in known.items())]
+    (folder / "movies.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    draw = random.Random(1)
+    ratings = ["userId,movieId,rating,timestamp"]
+    for user in range(1, 13):
+        for at, film in enumerate(draw.sample(sorted(known), 26)):
+            ratings.append(f"{user},{film},{draw.choice([1.0, 2.5, 4.0, 4.5, 5.0])},{1000 * user + at}")
+    (folder / "ratings.csv").write_text("\n".join(ratings) + "\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,32 +24,12 @@ from rectune.score import recommender as module
 from rectune.score.recommender import Ranked, Recommender, data_of
 from rectune.train.train import train
 
-FILMS = {
-    1: "Toy Story (1995)", 3: "Four Rooms (1995)", 100: "Fargo (1996)", 127: "Godfather, The (1972)",
-    183: "Alien (1979)", 273: "Heat (1995)", 573: "Body Snatchers (1993)", 670: "Body Snatchers (1993)",
-}  # fmt: skip
 HISTORY = [("Toy Story (1995)", 5), ("Heat (1995)", 2), ({"item_id": "3"}, 4)]
 CANDIDATES = ["Alien (1979)", "The Godfather", "Fargo", 573, "  toy story"]
 
 
 def silent(_line: str) -> None:
     """Say nothing."""
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MovieLens folder of 12 users and 30 films, 26 ratings each."""
-    folder = tmp_path_factory.mktemp("ml-films")
-    known = FILMS | {number: f"Film {number}, The ({1980 + number})" for number in range(11, 33)}
-    rows = ["movieId,title,genres", *(f'{number},"{title}",Drama' for number, title in known.items())]
-    (folder / "movies.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    draw = random.Random(1)
-    ratings = ["userId,movieId,rating,timestamp"]
-    for user in range(1, 13):
-        for at, film in enumerate(draw.sample(sorted(known), 26)):
-            ratings.append(f"{user},{film},{draw.choice([1.0, 2.5, 4.0, 4.5, 5.0])},{1000 * user + at}")
-    (folder / "ratings.csv").write_text("\n".join(ratings) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

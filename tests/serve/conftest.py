@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import FILMS, Here, Process, ask, silent, write_run
+from served import Here, Process, ask, silent, write_run
 
 from rectune.config import parse_config
 from rectune.score.recommender import Recommender
@@ -36,22 +35,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MovieLens folder of 12 users and 30 films, 26 ratings each."""
-    folder = tmp_path_factory.mktemp("ml-served")
-    known = FILMS | {number: f"Film {number}, The ({1980 + number})" for number in range(11, 33)}
-    rows = ["movieId,title,genres", *(f'{number},"{title}",Drama' for number, title in known.items())]
-    (folder / "movies.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    draw = random.Random(1)
-    ratings = ["userId,movieId,rating,timestamp"]
-    for user in range(1, 13):
-        for at, film in enumerate(draw.sample(sorted(known), 26)):
-            ratings.append(f"{user},{film},{draw.choice([1.0, 2.5, 4.0, 4.5, 5.0])},{1000 * user + at}")
-    (folder / "ratings.csv").write_text("\n".join(ratings) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
