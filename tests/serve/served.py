@@ -15,10 +15,6 @@ from typing import Any
 from rectune.config import Config
 from rectune.serve.service import Service
 
-FILMS = {
-    1: "Toy Story (1995)", 3: "Four Rooms (1995)", 100: "Fargo (1996)", 127: "Godfather, The (1972)",
-    183: "Alien (1979)", 273: "Heat (1995)", 573: "Body Snatchers (1993)", 670: "Body Snatchers (1993)",
-}  # fmt: skip
 KEY = "a-key-of-the-tests-0123456789"
 
 
