@@ -12,7 +12,6 @@ import typer
 
 from rectune.cli_export import EXPORT_EXAMPLE, export
 from rectune.cli_options import (
-    AsOf,
     ConfigPath,
     IgnorePlan,
     Mode,
@@ -23,14 +22,16 @@ from rectune.cli_options import (
     Split,
     SplitOption,
     console,
+    refuse_idle,
     say,
 )
 from rectune.cli_plan import PLAN_EXAMPLE, plan
 from rectune.cli_prepare import PREPARE_EXAMPLE, prepare
 from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
+from rectune.cli_score import SCORE_EXAMPLE, classifies, score
 from rectune.cli_serve import SERVE_EXAMPLE, serve
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
-from rectune.errors import ConfigError, RectuneError, ResourceError
+from rectune.errors import RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
 from rectune.terminal import outlive_terminal
@@ -139,7 +140,7 @@ def train(
 
     if dry_run:
         idle = {"--resume": resume, "--resume-from-checkpoint": resume_from_checkpoint, "--overwrite": overwrite}
-        _refuse_idle({**idle, "--extra-epochs": extra_epochs, "--clear-cache": clear_cache}, "with --dry-run")
+        refuse_idle({**idle, "--extra-epochs": extra_epochs, "--clear-cache": clear_cache}, "with --dry-run")
         from rectune.train.dry_run import dry_run as rehearse
 
         rehearse(_load(config, overrides), say, console(), ignore_plan)
@@ -155,122 +156,7 @@ def train(
 app.command(epilog=SWEEP_EXAMPLE)(sweep)
 
 
-def _refuse_idle(given: dict[str, object], doing: str) -> None:
-    """Refuse options that would do nothing, before anything is loaded.
-
-    Raises:
-        ConfigError: one of them was given.
-    """
-    idle = [name for name, value in given.items() if value]
-    if idle:
-        raise ConfigError(f"{idle[0]}: does nothing {doing}; leave it out")
-
-
-def _score_pairs(run: Path, overrides: list[str], file: Path, output: Path | None, as_of: str) -> None:
-    """Score a file of pairs; everything about the files is checked before the model is loaded."""
-    from rectune.score.pair_file import check_output, read_pairs
-
-    pairs = read_pairs(file)
-    output = output or run / f"{file.stem}_scored{file.suffix}"
-    check_output(pairs, output)
-    from rectune.score.open_run import open_run
-    from rectune.score.pairs import score_pairs
-    from rectune.score.score import open_data
-
-    opened = open_run(run, overrides, say)
-    table = score_pairs(opened, open_data(opened, say), pairs, output, as_of, say, console())
-    say(f"written: {output} ({len(table):,} rows)")
-
-
-def _classifies(run: Path, overrides: list[str], asks: str | None, generates: bool) -> bool:
-    """Whether a run classifies texts; what such a run cannot be asked is refused before its model is loaded.
-
-    Raises:
-        ConfigError: it is asked so.
-    """
-    if not run.is_dir():
-        return False
-    from rectune.config_classify import CLASSIFY, only_recommending, only_two_classes
-    from rectune.score.open_run import run_config
-
-    config = run_config(run, overrides)
-    if asks is not None:
-        only_recommending(config, asks)
-    if generates:
-        only_two_classes(config, "--mode generate")
-    return config.task == CLASSIFY
-
-
-@app.command(
-    epilog="Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers   ·   "
-    "rectune score output/demo --pairs pairs.csv --as-of test"
-)
-def score(
-    run: RunPath,
-    overrides: Overrides = None,
-    input_file: Annotated[Path | None, typer.Option("--input", help="test_raw.jsonl or Alpaca JSON.")] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="CSV, Parquet or JSONL with user_id and item_id; a killed call goes on.")
-    ] = None,
-    as_of: Annotated[
-        AsOf | None, typer.Option(help="With --pairs: show all events (now, the default), or those before this split.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="File for a split or --pairs, folder for --input.")] = None,
-    split: Annotated[Split | None, typer.Option(help="The events to ask about; test when left out.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="logits when left out; generate adds greedy answers.")] = None,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
-    compare_base: Annotated[bool, typer.Option("--compare-base", help="Ask the untuned model too.")] = False,
-    demo: Annotated[bool, typer.Option("--demo", help="One canned prompt, base beside tuned.")] = False,
-    text: Annotated[str | None, typer.Option(help="Of a run that classifies: the class of this text.")] = None,
-) -> None:
-    """P(yes) for every event of a split, for every record of a file, for pairs of user and item, or for one prompt.
-
-    Of a run that classifies texts: classes and their probabilities, of --text, or of every text of --input (CSV, TSV,
-    JSONL or Parquet).
-    """
-    of_file: dict[str, object] = {"--max-samples": max_samples, "--compare-base": compare_base}
-    if text is not None:
-        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
-        _refuse_idle({**others, **of_file, "--as-of": as_of, "--demo": demo}, "with --text")
-    elif demo:
-        others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
-        _refuse_idle({**others, **of_file, "--as-of": as_of}, "with --demo")
-    elif pairs is not None:
-        _refuse_idle({"--input": input_file, "--split": split, "--mode": mode, **of_file}, "with --pairs")
-    elif input_file is not None:
-        _refuse_idle({"--split": split, "--as-of": as_of}, "with --input")
-    else:
-        _refuse_idle(of_file, "without --input")
-        _refuse_idle({"--as-of": as_of}, "without --pairs")
-    asks = "--demo" if demo else "--pairs" if pairs is not None else None
-    classifies = _classifies(run, overrides or [], asks, mode is Mode.GENERATE)
-    if classifies and input_file is not None:
-        _refuse_idle({"--mode": mode if mode is Mode.GENERATE else None}, "with --input of texts")
-    if pairs is not None:
-        _score_pairs(run, overrides or [], pairs, output, (as_of or AsOf.NOW).value)
-        return
-    from rectune.report.infer import infer_demo, infer_file
-    from rectune.report.infer_texts import infer_text, infer_texts
-    from rectune.score.open_run import open_run
-    from rectune.score.score import TUNED, open_data, score_rows, split_rows, write_predictions
-
-    way, part = mode or Mode.LOGITS, split or Split.TEST
-    opened = open_run(run, overrides or [], say)
-    if text is not None:
-        infer_text(opened, text, say)
-    elif demo:
-        infer_demo(opened, say)
-    elif input_file is not None and classifies:
-        infer_texts(opened, input_file, output or run / "inference", max_samples, compare_base, say)
-    elif input_file is not None:
-        infer_file(opened, input_file, output or run / "inference", max_samples, compare_base, way.value, say)
-    else:
-        data = open_data(opened, say)
-        rows = split_rows(opened, data, part.value)
-        table = score_rows(opened, data, rows, (TUNED,), way.value, say, console())[TUNED]
-        path = output or run / f"predictions_{part.value}_tuned.parquet"
-        write_predictions(table, path)
-        say(f"written: {path} ({len(table):,} rows)")
+app.command(epilog=SCORE_EXAMPLE)(score)
 
 
 @app.command(
@@ -299,13 +185,13 @@ def evaluate(
     retrievers and a retriever's best ranked again by the model, into metrics_topk.json.
     """
     if protocol is Protocol.TOPK:
-        _refuse_idle({"--mode": mode is not Mode.LOGITS, "--beside": beside}, "with --protocol topk")
-        _classifies(run, overrides or [], "--protocol topk", False)
+        refuse_idle({"--mode": mode is not Mode.LOGITS, "--beside": beside}, "with --protocol topk")
+        classifies(run, overrides or [], "--protocol topk", False)
         from rectune.report.topk import evaluate_topk
 
         evaluate_topk(run, overrides or [], split.value, max_users, base, say, console())
         return
-    _refuse_idle({"--max-users": max_users}, "without --protocol topk")
+    refuse_idle({"--max-users": max_users}, "without --protocol topk")
     from rectune.report.evaluate import evaluate as stage
 
     found = stage(run, overrides or [], split.value, mode.value, base, say, console(), beside or [])

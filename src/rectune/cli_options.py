@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rectune.errors import ConfigError
+
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped configuration.")]
 IgnorePlan = Annotated[
     bool, typer.Option("--ignore-plan", help="Go on where the plan says that the run does not fit the memory.")
@@ -87,3 +89,14 @@ class RetrieverName(StrEnum):
 RunOrConfig = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder; or a configuration, for its untuned base model.")
 ]
+
+
+def refuse_idle(given: dict[str, object], doing: str) -> None:
+    """Refuse options that would do nothing, before anything is loaded.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    idle = [name for name, value in given.items() if value]
+    if idle:
+        raise ConfigError(f"{idle[0]}: does nothing {doing}; leave it out")
