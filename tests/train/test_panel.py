@@ -41,7 +41,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_panel_has_the_scores_of_the_evaluation_and_what_the_model_saw(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, shared_folder: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -64,7 +64,7 @@ def test_the_panel_has_the_scores_of_the_evaluation_and_what_the_model_saw(
     best = json.loads((folder / "best" / "step.json").read_text(encoding="utf-8"))["step"]
     table = pl.read_parquet(folder / "validation_predictions.parquet")
     scores = {(row["user_id"], row["row_id"]): row["score"] for row in table.iter_rows(named=True)}
-    events = pl.read_parquet(next(folder.parent.parent.rglob("events.parquet")))
+    events = pl.read_parquet(shared_folder / "data" / "events.parquet")
     for line in first if best == 2 else last:
         event = events.row(line["row"], named=True)
         assert line["score"] == scores[str(event["user_id"]), event["row_id"]]
