@@ -58,23 +58,18 @@ ON_CUDA: dict[str, dict[str, Any]] = {
         **STREAMS, **_EIGHT, "use_qlora": True, "gradient_checkpointing": True, "per_device_train_batch_size": 4,
     },
 }  # fmt: skip
-SHAPES = {
-    "0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072,
-             "tie_word_embeddings": True},
-    "8b": {"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288,
-           "tie_word_embeddings": False},
-}  # fmt: skip
 
 
 def shape_folder(name: str, work: Path, weights: bool) -> str:
     """A folder with Qwen3's configuration of this size, SmolLM2's tokenizer and, if asked for, random weights."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+    from qwen3_shapes import qwen3_config
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rectune.model.unpack import wheel_model_folder
 
     folder = work / name
-    settings = Qwen3Config(vocab_size=151936, num_key_value_heads=8, head_dim=128, **SHAPES[name])
+    settings = qwen3_config(f"qwen3-{name}")
     settings.save_pretrained(folder)
     AutoTokenizer.from_pretrained(wheel_model_folder("smollm2-135m-instruct", print)).save_pretrained(folder)
     if weights and not any(folder.glob("*.safetensors")):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from qwen3_shapes import qwen3_config
 
 from rectune.config import Config, parse_config
 from rectune.data.columns import ITEM_ID, LABEL, RATING, USER_ID
@@ -29,12 +30,6 @@ Job = dict[str, Any]
 
 ROOM = 8192
 """cutoff_len for all: no history is shortened."""
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "qwen3-4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "qwen3-8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
-"""Of the published config.json files; the first two tie their embeddings."""
 
 
 def silent(_line: str) -> None:
@@ -135,15 +130,12 @@ def tokenizer_of(job: Job) -> Any:
 
 def _random_model(job: Job, dtype: torch.dtype, attention: str) -> Any:
     """A Qwen3 of a published shape with random weights, the same in every process."""
-    from transformers import AutoModelForCausalLM, Qwen3Config
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(job["seed"])
-    config = Qwen3Config(
-        vocab_size=151936, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=job["shape"] != "qwen3-8b",
-        **SHAPES[job["shape"]],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(
+        qwen3_config(job["shape"]), dtype=torch.float32, attn_implementation=attention
+    )
     return model.to(choose_device()[0], dtype).eval().requires_grad_(False)
 
 

@@ -282,7 +282,7 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         import torch
-        from rank_requests import SHAPES
+        from qwen3_shapes import SHAPES
 
         if args.shape is not None and args.shape not in SHAPES:
             raise ConfigError(f"--shape: got {args.shape!r}, allowed: {', '.join(SHAPES)}")
