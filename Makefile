@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo qwen3 install dev check format docs docs-serve test test-slow test-gpu coverage audit clean
+.PHONY: demo qwen3 install dev check format docs docs-serve test test-slow test-gpu test-lowest test-newest coverage audit clean
 
 demo: install
 	$(BIN)/rectune run demo_cpu
@@ -68,10 +68,20 @@ test-slow: dev
 test-gpu: dev
 	$(BIN)/pytest -m gpu
 
+# The tests on the lowest versions that pyproject.toml allows and on the newest there are; torch stays as pinned.
+test-lowest: VERSIONS = -c .venv-lowest/lowest.txt
+test-newest: VERSIONS = --upgrade --upgrade-strategy eager
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv --clear .venv-$*
+	$(PYTHON) scripts/lowest_versions.py > .venv-$*/lowest.txt
+	.venv-$*/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-$*/bin/python -m pip install --quiet $(VERSIONS) "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	.venv-$*/bin/pytest -n 2 --dist loadfile
+
 # Known vulnerabilities of the pinned packages; asks a public database, so it needs the network and is not part of CI.
 audit: $(VENV)/bin/python
 	$(PIP) install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site .coverage
+	rm -rf .venv .venv-lowest .venv-newest .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site .coverage
