@@ -14,6 +14,8 @@ HEAD_SECONDS = 10.0
 """In which a request's head must have arrived."""
 BODY_SECONDS = 30.0
 """In which a request's body must have arrived."""
+ANSWER_SECONDS = 30.0
+"""In which a client must have taken what waits to be sent to it, some 64 KiB."""
 HEAD_BYTES = 1 << 14
 """Of a request's head."""
 TEXT_CHARACTERS = 32 << 20
