@@ -186,7 +186,7 @@ RERANK: list[tuple[dict[str, Any], int, str]] = [
     ({"query": QUERY, "documents": []}, 422, "documents: List should have at least 1 item"),
     ({}, 422, "give one of query, history, user_id; got none"),
     ({"query": "", "history": []}, 422, "got query and history"),
-    ({"query": QUERY, "topn": 3}, 422, "topn: Extra inputs are not permitted"),
+    ({"query": QUERY, "topn": 3}, 422, "topn: no such key; allowed: query, history, user_id, model"),
     ({"query": QUERY, "top_n": -1}, 422, "top_n: Input should be greater"),
     ({"query": QUERY, "documents": ["x" * 2001]}, 422, "documents, entry 1: a text of 2,001 characters"),
     ({"history": [[{"title": "x" * 2001}, 5]]}, 422, "history, entry 1: a text of 2,001 characters"),
@@ -199,7 +199,13 @@ RERANK: list[tuple[dict[str, Any], int, str]] = [
     ({"user_id": "nobody"}, 422, "user_id: no such user (this service knows 12 users)"),
 ]
 OTHERS: list[tuple[str, dict[str, Any], int, str]] = [
-    ("/v1/score", {"pairs": [{"candidate": "Heat"}]}, 422, "pairs.0: give one of query, history, user_id"),
+    ("/v1/score", {"pairs": [{"candidate": "Heat"}]}, 422, "pairs, entry 1: give one of query, history, user_id"),
+    ("/v1/score", {"pairs": [{"query": "", "candidate": 1, "id": 1}]}, 422, "pairs, entry 1: id: no such key; allowed"),
+    ("/v1/score", {"pairs": [{"query": 3, "candidate": "Heat"}]}, 422, "pairs, entry 1: query: Input should be a"),
+    ("/v1/score", {"pairs": [3]}, 422, "pairs, entry 1: Input should be a"),
+    ("/v1/score", {"pairs": []}, 422, "pairs: List should have at least 1 item"),
+    ("/v1/score", {"pairs": [3] * 60_000}, 413, "pairs: got 60,000, allowed: 50 in a request"),
+    ("/v1/score", {f"k{at}": 1 for at in range(15_000)}, 422, "k0: no such key; allowed: query, history"),
     ("/v1/score", {"pairs": [{"query": "", "candidate": "Heet"}]}, 422, "pairs, entry 1: candidates, item 1: no item"),
     ("/v1/score", {"pairs": [{"history": ["Heat"] * 5001, "candidate": 1}] * 2}, 413, "history: got 10,002 events"),
     ("/v1/recommend", {"user_id": "7", "k": 5, "pool": 4}, 422, "pool: got 4, allowed: 5 or more"),

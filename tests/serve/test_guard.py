@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from served import KEY, Here
 from rectune.score import candidates as scoring
 from rectune.score.recommender import Recommender
 from rectune.serve import guard
+from rectune.serve.metrics import Metrics
 from rectune.serve.patient import Patient
+from rectune.serve.refusal import Refused
+from rectune.serve.service import Service
 
 TITLES = ["Alien (1979)", "Fargo (1996)"]
 BODY = {"query": "Heat: 5", "candidates": TITLES}
@@ -136,6 +140,68 @@ def test_a_request_longer_than_its_head_may_take_is_answered(tight: Here, monkey
     head = "\r\n".join([*lines, "connection: close", f"content-length: {len(body)}", "", ""]).encode()
     answer = raw(tight.url, head, body[:9], body[9:], wait=0.3)
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(tight: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Patient, "answer_seconds", 0.3)
+    host, _, port = tight.url.removeprefix("http://").partition(":")
+    asked = f"GET /openapi.json HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n".encode()
+    held = tight.server.server_state.connections
+    before = set(held)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(asked * 600)  # some 20 MB of answers, more than the system keeps for a client
+        end = time.monotonic() + 20
+        while not set(held) - before and time.monotonic() < end:
+            time.sleep(0.01)
+        (mine,) = set(held) - before
+        while mine in held and time.monotonic() < end:
+            time.sleep(0.02)
+        assert mine not in held and tight.server.config.app._open == 0
+
+
+def test_reading_ends_with_the_time_limit_and_holds_up_nobody(
+    tight: Here, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tight.service.serving.recommender._given
+    read, many = given._event, {"history": [["Heat", 5]] * 1000, "candidates": TITLES}
+
+    def slow(*told: Any) -> Any:
+        time.sleep(0.05)
+        return read(*told)
+
+    monkeypatch.setattr(given, "_event", slow)
+    answer = client.post("/v1/score", json=many)
+    assert answer.status_code == 504 and answer.elapsed.total_seconds() < 10
+    assert client.post("/v1/score", json=BODY).status_code == 200
+    with pytest.raises(httpx.ReadTimeout):  # and with the client
+        httpx.post(f"{tight.url}/v1/score", json=many, headers={"x-api-key": KEY}, timeout=0.3)
+    begun = time.monotonic()
+    assert client.post("/v1/score", json=BODY).status_code == 200 and time.monotonic() - begun < 1.5
+
+
+def test_who_changes_the_run_while_it_is_loaded_gets_the_last_one(tight: Here) -> None:
+    """Two signals shortly after each other, the first of which may have seen the run before."""
+    one, other = tight.service.serving, replace(tight.service.serving, name="other")
+    lying, loading, go = [one], threading.Event(), threading.Event()
+
+    def load() -> Any:
+        found = lying[0]
+        loading.set()
+        assert go.wait(20)
+        return found
+
+    service = Service(one, load, tight.service.limits, Metrics(), tight.service.journal)
+    threads = [threading.Thread(target=service.reload, kwargs={"wait": wait}) for wait in (False, True)]
+    threads[0].start()
+    assert loading.wait(20)
+    lying[0] = other
+    threads[1].start()
+    with pytest.raises(Refused, match="being loaded already"):
+        service.reload()
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert service.serving is other
 
 
 def test_more_open_requests_than_can_be_held_are_refused(

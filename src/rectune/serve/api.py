@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from rectune.errors import ConfigError, DataError, RectuneError
 from rectune.measure.classification import probability
-from rectune.serve.reading import Question, TooLarge
+from rectune.serve.reading import Going, Question, TooLarge
 from rectune.serve.refusal import Refused
 from rectune.serve.schema import (
     RECOMMEND_EXAMPLES,
@@ -140,7 +140,7 @@ def make_app(service: Service, has_keys: bool) -> FastAPI:
         body: Annotated[RerankRequest, Body(openapi_examples=RERANK_EXAMPLES)],
     ) -> Response:
         serving, (question,), _, (answer,) = await service.answer(
-            lambda serving: (serving.reader.rerank(body), None), _gone(request)
+            lambda serving, going: (serving.reader.rerank(body, going), None), _gone(request)
         )
         return _json(_reranked(request, body, serving, question, answer))
 
@@ -158,7 +158,7 @@ def make_app(service: Service, has_keys: bool) -> FastAPI:
         body: Annotated[ScoreRequest, Body(openapi_examples=SCORE_EXAMPLES)],
     ) -> Response:
         serving, _, _, answers = await service.answer(
-            lambda serving: (serving.reader.score(body), None), _gone(request)
+            lambda serving, going: (serving.reader.score(body, going), None), _gone(request)
         )
         odds = np.concatenate([answer.odds for answer in answers])
         data = [
@@ -177,7 +177,7 @@ def make_app(service: Service, has_keys: bool) -> FastAPI:
         request: Request,
         body: Annotated[RecommendRequest, Body(openapi_examples=RECOMMEND_EXAMPLES)],
     ) -> Response:
-        def read(serving: Serving) -> tuple[list[Question], str]:
+        def read(serving: Serving, _going: Going) -> tuple[list[Question], str]:
             question, found = serving.reader.recommend(body)
             return [question], found.by
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rectune.baselines.retrieve import DEFAULT
 from rectune.measure.classification import probability
 from rectune.score.candidates import Request
-from rectune.serve.reading import Question
+from rectune.serve.reading import Going, Question
 from rectune.serve.service import Service, Serving
 
 
@@ -76,7 +76,7 @@ def search(serving: Serving, text: str, most: int) -> list[tuple[str, str]]:
 async def ranking(service: Service, marks: Sequence[Mark], wanted: Sequence[str], most: int) -> list[Row]:
     """Popular items that are not marked, and those that are wanted, best first by the tuned model."""
 
-    def read(serving: Serving) -> tuple[list[Question], None]:
+    def read(serving: Serving, _going: Going) -> tuple[list[Question], None]:
         seen = {mark.item_id for mark in marks}
         own = [item for item in dict.fromkeys(wanted) if item not in seen]
         # The retriever knows nobody of this name, and so gives what is popular.
@@ -94,7 +94,7 @@ async def ranking(service: Service, marks: Sequence[Mark], wanted: Sequence[str]
 async def reasons(service: Service, marks: Sequence[Mark], item: str) -> tuple[float, list[Reason], str]:
     """P(like) of an item, what each event does to it (by leaving it out), the strongest first, and the whole prompt."""
 
-    def read(serving: Serving) -> tuple[list[Question], str]:
+    def read(serving: Serving, _going: Going) -> tuple[list[Question], str]:
         whole = _question(serving, marks, [item])
         history, candidates = list(whole.request.history), whole.request.candidates
         without = [Request([*history[:at], *history[at + 1 :]], candidates) for at in range(len(history))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+
+from pydantic import ValidationError
 
 from rectune.baselines.retrieve import Retrieved
 from rectune.data.columns import USER_ID
@@ -20,6 +22,10 @@ from rectune.serve.schema import Pair, RecommendRequest, RerankRequest, ScoreReq
 
 _USERS = 256
 """Users of the dataset whose events are kept at hand."""
+
+
+Going = Callable[[], None]
+"""Raises where nobody waits for the request any more."""
 
 
 class TooLarge(DataError):  # noqa: N818
@@ -52,8 +58,12 @@ class Reader:
         self._words = (words.positive, words.negative)
         self._past = lru_cache(_USERS)(recommender.past)
 
-    def rerank(self, body: RerankRequest) -> list[Question]:
+    def rerank(self, body: RerankRequest, going: Going = lambda: None) -> list[Question]:
         """The question of a ranking.
+
+        Args:
+            body: the request.
+            going: called for every event and every candidate, and ends the reading where it raises.
 
         Raises:
             DataError: an entry cannot be read, or names nothing that is known.
@@ -61,19 +71,21 @@ class Reader:
         """
         _check_events([body])
         name = "documents" if body.documents is not None else "candidates"
-        return [self._question(body, body.documents or body.candidates or [], name, self._or_own(body.unknown))]
+        asked = body.documents or body.candidates or []
+        return [self._question(body, asked, name, self._or_own(body.unknown), going)]
 
-    def score(self, body: ScoreRequest) -> list[Question]:
+    def score(self, body: ScoreRequest, going: Going = lambda: None) -> list[Question]:
         """The question of one history, or those of the pairs in their order; see `rerank`."""
         unknown = self._or_own(body.unknown)
         if body.pairs is None:
             _check_events([body])
-            return [self._question(body, body.candidates or [], "candidates", unknown)]
+            return [self._question(body, body.candidates or [], "candidates", unknown, going)]
         self._check_count("pairs", body.pairs)
-        _check_events(body.pairs)
+        pairs = [_pair(given, f"pairs, entry {at}: ") for at, given in enumerate(body.pairs, start=1)]
+        _check_events(pairs)
         return [
-            self._question(pair, [pair.candidate], "candidate", unknown, f"pairs, entry {at}: ")
-            for at, pair in enumerate(body.pairs, start=1)
+            self._question(pair, [pair.candidate], "candidate", unknown, going, f"pairs, entry {at}: ")
+            for at, pair in enumerate(pairs, start=1)
         ]
 
     def recommend(self, body: RecommendRequest) -> tuple[Question, Retrieved]:
@@ -101,11 +113,13 @@ class Reader:
         candidates: Sequence[Any],
         name: str,
         unknown: Unknown,
+        going: Going,
         where: str = "",
     ) -> Question:
         self._check_count(name, candidates)
         _check_titles(candidates, f"{where}{name}")
-        asked = self._recommender.ask(self._history(body, where), map(_as_item, candidates), unknown, where)
+        history, items = self._history(body, where), map(_as_item, candidates)
+        asked = self._recommender.ask(_each(history, going), _each(items, going), unknown, where)
         if body.user_id is None:
             return Question(asked.request, asked.names)
         self._check_user(body.user_id)
@@ -144,6 +158,27 @@ def _check_events(askers: Sequence[RerankRequest | ScoreRequest | Pair]) -> None
     size = sum(len(one.history or []) + (one.query or "").count("\n") for one in askers)
     if size > EVENTS:
         raise TooLarge(f"history: got {size:,} events, allowed: {EVENTS:,} in a request; send the newest ones")
+
+
+def _pair(given: Any, where: str) -> Pair:
+    """A pair as its entry says it.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return Pair.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise DataError(f"{where}{place}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _each(entries: Iterable[Any], going: Going) -> Iterator[Any]:
+    """Entries, as long as somebody waits for what is made of them."""
+    for entry in entries:
+        going()
+        yield entry
 
 
 def _as_item(entry: Any) -> Any:

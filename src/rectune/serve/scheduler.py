@@ -12,7 +12,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -158,6 +158,7 @@ class Scheduler(threading.Thread):
         super().__init__(name="scheduler", daemon=True)
         self._told = told
         self._waiting: deque[Job] = deque()
+        self._tokens = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._speed: float | None = None
@@ -166,6 +167,7 @@ class Scheduler(threading.Thread):
         """Let a job wait for its turn."""
         with self._changed:
             self._waiting.append(job)
+            self._tokens += job.tokens
             self._changed.notify()
 
     def stop(self) -> None:
@@ -177,8 +179,7 @@ class Scheduler(threading.Thread):
     @property
     def waiting(self) -> int:
         """Tokens that are still to be computed."""
-        with self._changed:
-            return sum(job.tokens for job in self._waiting)
+        return self._tokens
 
     def wait_for(self, tokens: int) -> float | None:
         """Seconds in which so many more tokens would be computed; None before anything was timed."""
@@ -192,12 +193,18 @@ class Scheduler(threading.Thread):
                     self._changed.wait()
                 if self._stopping:
                     return
-                for job in [job for job in self._waiting if job.gone]:
-                    self._waiting.remove(job)
-                    job.fail(TimeoutError())
+                gone = {job for job in self._waiting if job.gone}
+                self._leave(gone)
                 waiting = list(self._waiting)
+            for job in gone:
+                job.fail(TimeoutError())
             if waiting:
                 self._round(choose(waiting, waiting[0].scorer.budget.tokens))
+
+    def _leave(self, jobs: Collection[Job], again: Sequence[Job] = ()) -> None:
+        """Let jobs wait no more, but for those whose turn comes again, behind all others; with the lock held."""
+        self._waiting = deque([*(job for job in self._waiting if job not in jobs), *again])
+        self._tokens = sum(job.tokens for job in self._waiting)
 
     def _round(self, slices: list[Slice]) -> None:
         started = time.monotonic()
@@ -207,15 +214,13 @@ class Scheduler(threading.Thread):
         trunks = {each.job.history: each.job.trunk for each in slices}
         tokens = sum(trunks.values()) + sum(sum(each.job.own[each.job.at : each.stop]) for each in slices)
         try:
-            done = self._score(slices)
+            done = set(self._score(slices))
         except Exception:
             # One job's fault must not be another's: each by itself.
-            done = [job for each in slices for job in self._alone(each)]
+            done = {job for each in slices for job in self._alone(each)}
         with self._changed:
-            for each in slices:
-                self._waiting.remove(each.job)
-                if each.job not in done:
-                    self._waiting.append(each.job)  # behind those who have not had a turn
+            # Those whose candidates are not all scored go behind those who have not had a turn.
+            self._leave({each.job for each in slices}, [each.job for each in slices if each.job not in done])
         seconds = time.monotonic() - started
         speed = tokens / max(seconds, 1e-6)
         self._speed = speed if self._speed is None else (1 - _SMOOTH) * self._speed + _SMOOTH * speed

@@ -64,6 +64,15 @@ class _Closed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        """Stop at the first unknown key: pydantic would make an error of each, and a body has room for 500,000."""
+        unknown = next((key for key in given if key not in cls.model_fields), None) if isinstance(given, dict) else None
+        if unknown is not None:
+            raise ValueError(f"{unknown[:60]}: no such key; allowed: {', '.join(cls.model_fields)}")
+        return given
+
 
 class _Asker(_Closed):
     """Whose question it is."""
@@ -118,6 +127,15 @@ class Pair(_Asker):
     candidate: Item
 
 
+# Made `Pair`s by the reader, once they are known not to be too many: pydantic would keep the loop busy for seconds with
+# 150,000 of them, and for minutes with as many wrong ones.
+Pairs = Annotated[
+    list[Any],
+    Field(min_length=1),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": Pair.model_json_schema()}),
+]
+
+
 class ScoreRequest(_Closed):
     """One history and candidates, or pairs of a history and a candidate each."""
 
@@ -125,7 +143,7 @@ class ScoreRequest(_Closed):
     history: Events | None = Field(None, description="Events, oldest first unless they have timestamps.")
     user_id: StrictStr | StrictInt | None = Field(None, description="A user of the run's dataset.")
     candidates: Items | None = Field(None, description="Titles, or objects with `item_id` or `title`.")
-    pairs: Annotated[list[Pair], Field(min_length=1)] | None = None
+    pairs: Pairs | None = Field(None, description="At most as many as candidates.")
     model: StrictStr | None = Field(None, max_length=200, description="Any name: this service has one model.")
     unknown: Literal["error", "text"] | None = Field(
         None, description="Titles that the catalog does not hold: refuse, or ask about them as text."

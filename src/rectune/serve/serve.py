@@ -20,7 +20,6 @@ from rectune.score.given import Unknown
 from rectune.serve.journal import Journal, JournalHandler
 from rectune.serve.keys import VARIABLE, Keys, check_open, load_keys
 from rectune.serve.limits import HEAD_BYTES, Limits
-from rectune.serve.refusal import Refused
 
 if TYPE_CHECKING:
     import uvicorn
@@ -195,8 +194,8 @@ async def _run(service: Service, keys: Keys, listening: socket.socket, journal: 
 
     def load() -> None:
         try:
-            service.reload()
-        except (RectuneError, Refused):
+            service.reload(wait=True)
+        except RectuneError:
             return  # written down, and the one before goes on
 
     for number in (signal.SIGTERM, signal.SIGINT):

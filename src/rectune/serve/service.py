@@ -26,13 +26,15 @@ from rectune.score.recommender import Recommender
 from rectune.serve.journal import Journal
 from rectune.serve.limits import Limits
 from rectune.serve.metrics import Metrics
-from rectune.serve.reading import Question, Reader
+from rectune.serve.reading import Going, Question, Reader
 from rectune.serve.refusal import Refused
 from rectune.serve.scheduler import Job, Scheduler, kept_name
 
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 Read = TypeVar("Read")
+Ask = Callable[["Serving", Going], tuple[list[Question], Read]]
+"""Makes questions of a request for a run, and something beside them, as long as somebody waits."""
 _SLOWEST = 60
 """Seconds after which a client is told to come again, at most."""
 
@@ -169,9 +171,7 @@ class Service:
     # --- questions ---
 
     async def answer(
-        self,
-        read: Callable[[Serving], tuple[list[Question], Read]],
-        gone: Callable[[], Awaitable[None]],
+        self, read: Ask[Read], gone: Callable[[], Awaitable[None]]
     ) -> tuple[Serving, list[Question], Read, list[Answered]]:
         """Read a request and answer its questions.
 
@@ -195,16 +195,25 @@ class Service:
             self._in_flight -= 1
 
     async def _answer(
-        self, read: Callable[[Serving], tuple[list[Question], Read]], gone: Callable[[], Awaitable[None]]
+        self, read: Ask[Read], gone: Callable[[], Awaitable[None]]
     ) -> tuple[Serving, list[Question], Read, list[Answered]]:
         arrived = time.monotonic()
         deadline = arrived + self.limits.seconds
-        serving = self.serving
-        work = asyncio.get_running_loop().run_in_executor(self._reading, partial(self._jobs, serving, read, deadline))
+        serving, over = self.serving, threading.Event()
+
+        def going() -> None:
+            # Reading is work, too: a thread cannot be ended from outside, so it asks.
+            if over.is_set() or time.monotonic() > deadline:
+                raise _late(self.limits.seconds)
+
+        reading = partial(self._jobs, serving, read, deadline, going)
+        work = asyncio.get_running_loop().run_in_executor(self._reading, reading)
         try:
             questions, beside, jobs = await _until(work, deadline, gone)
         except TimeoutError:
             raise _late(self.limits.seconds) from None
+        finally:
+            over.set()
         tokens = sum(job.tokens for job in jobs)
         seconds = self._scheduler.wait_for(tokens)
         waiting = self._scheduler.waiting
@@ -229,13 +238,13 @@ class Service:
         return serving, questions, beside, answers
 
     def _jobs(
-        self, serving: Serving, read: Callable[[Serving], tuple[list[Question], Read]], deadline: float
+        self, serving: Serving, read: Ask[Read], deadline: float, going: Going
     ) -> tuple[list[Question], Read, list[Job]]:
-        if time.monotonic() > deadline:
-            raise _late(self.limits.seconds)
-        questions, beside = read(serving)
+        going()
+        questions, beside = read(serving, going)
         jobs = []
         for question in questions:
+            going()
             request, scorer = question.request, question.scorer or serving.recommender.scorer
             if question.scorer is None and request.user is None and request.history:
                 request = replace(request, user=kept_name(request.history))
@@ -248,17 +257,21 @@ class Service:
 
     # --- the next run ---
 
-    def reload(self) -> tuple[Serving, float]:
+    def reload(self, wait: bool = False) -> tuple[Serving, float]:
         """Open the run folder again and answer by it from now on; what was read before is answered by the one before.
+
+        Args:
+            wait: where it is being loaded already, whether to load it once more afterwards: what is loaded then may be
+                what lay there before.
 
         Returns:
             What is served now, and the seconds it took.
 
         Raises:
-            Refused: it is being loaded already.
+            Refused: it is being loaded already, and this one does not wait.
             RectuneError: it cannot be served; the one before goes on.
         """
-        if not self._reloading.acquire(blocking=False):
+        if not self._reloading.acquire(blocking=wait):
             raise Refused(409, "a run is being loaded already; wait for it", 5)
         started = time.monotonic()
         try:
