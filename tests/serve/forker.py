@@ -35,13 +35,9 @@ def main() -> None:
         for name, stream in (("out", 1), ("err", 2)):
             os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.environ.update(asked["environment"])
-        code = 0
-        try:
-            rectune.cli.main(asked["arguments"])
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        sys.stdout.flush()
-        os._exit(code)
+        # It ends as any interpreter does, threads and all.
+        rectune.cli.main(asked["arguments"])
+        sys.exit()
 
 
 if __name__ == "__main__":

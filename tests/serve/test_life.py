@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,26 @@ def test_sigterm_answers_what_is_in_and_refuses_what_comes(start: Start, run: Pa
     asked = [line for line in process.lines("request") if line["route"] == "/v1/score"]
     assert {line["status"] for line in asked} <= {200, 503, 499}
     assert sum(line["status"] == 200 for line in asked) == len(answered)
+
+
+def test_a_second_signal_ends_it_in_the_middle_of_a_pass(start: Start, run: Path) -> None:
+    process = start(run, "--port", "0", "--max-candidates", "20000", "--time-limit", "500")
+    body = {**QUESTION, "candidates": QUESTION["candidates"] * 4000}
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{process.url}/v1/score", json=body, timeout=60)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with httpx.Client(base_url=process.url, timeout=60) as client:
+        process.wait_for(lambda: "rectune_round_seconds_count 0.0" not in client.get("/metrics").text)
+    process.send(signal.SIGTERM)
+    process.wait_for(lambda: process.lines("stopping"))
+    process.send(signal.SIGTERM)
+    assert process.end() == 0, process.text("err")
+    asking.join(60)
+    assert "stopped at once, as asked" in process.text("out") and "terminate" not in process.text("err")
 
 
 def test_a_process_that_is_killed_starts_again_on_its_port_under_load(start: Start, run: Path) -> None:

@@ -170,11 +170,21 @@ class Scheduler(threading.Thread):
             self._tokens += job.tokens
             self._changed.notify()
 
-    def stop(self) -> None:
-        """End the thread after its round; what still waits is never answered."""
+    def stop(self, seconds: float = 0.0) -> bool:
+        """End the thread after its round; what still waits is never answered.
+
+        Args:
+            seconds: how long to wait for its end.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
+        if self.ident is not None and seconds:
+            self.join(seconds)
+        return not self.is_alive()
 
     @property
     def waiting(self) -> int:

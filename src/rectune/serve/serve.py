@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -144,10 +145,15 @@ def serve(
         del first  # so that it can go when another one takes its place
         with _journaled(journal):
             whole = asyncio.run(_run(service, keys, listening, journal, page))
+            ended = service.stop(_LAST_SECONDS if whole else 0)
         journal.close()
     finally:
         listening.close()
     say("stopped: every request that was in was answered" if whole else "stopped at once, as asked")
+    if not ended:
+        # Somebody's pass whose client has gone: the interpreter's end would abort its thread, and with it the process.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def http_server(service: Service, keys: Keys, journal: Journal, page: bool = False) -> uvicorn.Server:
@@ -203,9 +209,6 @@ async def _run(service: Service, keys: Keys, listening: socket.socket, journal: 
     loop.add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=load, name="reload", daemon=True).start())
     service.start()
     journal.write("ready", process=os.getpid(), adapter=service.serving.adapter[:12])
-    try:
-        await server.serve(sockets=[listening])
-    finally:
-        service.stop()
+    await server.serve(sockets=[listening])
     journal.write("stopped")
     return not server.force_exit

@@ -159,10 +159,18 @@ class Service:
         for task in self.watched:
             task.cancel()
 
-    def stop(self) -> None:
-        """Answer nothing any more."""
-        self._scheduler.stop()
+    def stop(self, seconds: float = 0.0) -> bool:
+        """Answer nothing any more.
+
+        Args:
+            seconds: how long to wait for the end of what is being scored.
+
+        Returns:
+            Whether it has ended; where it has not, a thread is still in the middle of a pass, or of loading a run, for
+            nobody.
+        """
         self._reading.shutdown(wait=False, cancel_futures=True)
+        return self._scheduler.stop(seconds) and not self._reloading.locked()
 
     async def look_up(self, what: Callable[[Serving], Read]) -> Read:
         """Something about the run that is served, in the reading thread."""
