@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ def silent(_line: str) -> None:
 
 
 def write_run(config: Config, folder: Path, base: str, seed: int) -> None:
+    """A run with a random adapter; baselines that join its answer have weights that nobody fitted."""
     import torch
 
+    from rectune.baselines.blended import fit_served
     from rectune.model.load import load_model
     from rectune.model.lora import attach_adapter, seal_adapter
     from rectune.prompt.dataset import open_dataset
@@ -43,7 +45,15 @@ def write_run(config: Config, folder: Path, base: str, seed: int) -> None:
     model.save_pretrained(folder)
     seal_adapter(folder)
     words = prompts_for(config, Pieces(loaded.tokenizer)).verbalizer
-    settings_of(config, words, loaded.source, None, "float32", data.content_hash, data.events).save(folder)
+    names = [*(["stack"] if config.prior == "stack" else []), *config.blend]
+    baselines = fit_served(names, data.events, data.catalog, data.content_hash, config.preprocessing_cache_dir, silent)
+    settings = settings_of(
+        config, words, loaded.source, None, "float32", data.content_hash, data.events, baselines
+    )  # fmt: skip
+    if config.blend:
+        weights = {name: 0.5 / (at + 2) for at, name in enumerate(config.blend)}
+        settings = replace(settings, blend={"model": 0.7, **weights, "offset": -0.25})
+    settings.save(folder)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
