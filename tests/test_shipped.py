@@ -24,6 +24,6 @@ def test_a_wheel_holds_the_shipped_configurations(tmp_path: Path) -> None:
     with zipfile.ZipFile(next((tmp_path / "out").glob("*.whl"))) as wheel:
         names = wheel.namelist()
     assert "rectune/py.typed" in names
-    assert {Path(name).name for name in names if name.startswith("rectune/configs/")} == {
-        path.name for path in (REPO / "configs").glob("*.yaml")
+    assert {name for name in names if name.startswith("rectune/configs/")} == {
+        f"rectune/{path.relative_to(REPO).as_posix()}" for path in (REPO / "configs").rglob("*.yaml")
     }

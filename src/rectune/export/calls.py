@@ -78,9 +78,10 @@ def call_of(target: Target, run: OpenRun, scoring: dict[str, Any]) -> str:
         offset = json.dumps(scoring["vllm"]["pooler_config"])
         return (
             _python(_WRITE, _CROSS)
-            + "\n`model.rank(query, documents)` ranks a user's candidates; the order needs no offset. In vLLM (not run "
-            f"here): `vllm serve FOLDER --runner pooling --pooler-config '{offset}'`, then `/score` or `/rerank` with "
-            "the written query as query and the written documents as documents. Both apply the sigmoid themselves."
+            + "\n`model.rank(query, documents)` ranks a user's candidates; the order needs no offset. In vLLM (tried "
+            f"with 0.32 on a CPU): `vllm serve FOLDER --runner pooling --pooler-config '{offset}'`, then `/score` or "
+            "`/rerank` with the written query as query and the written documents as documents. Both apply the sigmoid "
+            "themselves."
         )
     if target.name == GGUF:
         file = f"model-{next(iter(scoring['check']))}.gguf"
