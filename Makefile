@@ -68,14 +68,17 @@ test-slow: dev
 test-gpu: dev
 	$(BIN)/pytest -m gpu
 
-# The tests on the lowest versions that pyproject.toml allows and on the newest there are; torch stays as pinned.
-test-lowest: VERSIONS = -c .venv-lowest/lowest.txt
-test-newest: VERSIONS = --upgrade --upgrade-strategy eager
+# The tests on the lowest versions that pyproject.toml allows and on the newest there are; torch stays as pinned, since
+# another one would bring another build (CPU or CUDA) with it.
+test-lowest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
 test-lowest test-newest: test-%:
 	$(PYTHON) -m venv --clear .venv-$*
-	$(PYTHON) scripts/lowest_versions.py > .venv-$*/lowest.txt
-	.venv-$*/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	.venv-$*/bin/python -m pip install --quiet $(VERSIONS) "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	grep '^torch==' constraints.txt > .venv-$*/torch.txt
+	.venv-$*/bin/python -m pip install --quiet uv -r .venv-$*/torch.txt
+	.venv-$*/bin/uv pip compile --quiet --resolution $(RESOLUTION) --extra dev --constraint .venv-$*/torch.txt \
+		--python .venv-$*/bin/python --output-file .venv-$*/versions.txt pyproject.toml
+	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/versions.txt -e '.[dev]'
 	.venv-$*/bin/pytest -n 2 --dist loadfile
 
 # Known vulnerabilities of the pinned packages; asks a public database, so it needs the network and is not part of CI.
