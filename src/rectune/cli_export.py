@@ -44,6 +44,9 @@ def export(
         typer.Option(help="With --to gguf: q8_0 if left out; may be given several times. q4_k_m needs llama.cpp."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/TARGET.")] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Export a quantised form although it costs much; the card says so.")
+    ] = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this private repository of the model hub.")
     ] = None,
@@ -53,5 +56,7 @@ def export(
 
     if gguf_type and to is not To.GGUF:
         raise ConfigError("--gguf-type: does nothing without --to gguf; leave it out")
+    if accept_loss and to not in (To.GGUF, To.MERGED_4BIT):
+        raise ConfigError("--accept-loss: does nothing without --to gguf or --to merged-4bit; leave it out")
     kinds = list(dict.fromkeys(kind.value for kind in gguf_type or [GgufType.Q8_0]))
-    stage(run, overrides or [], to.value, output, say, kinds, push_to_hub)
+    stage(run, overrides or [], to.value, output, say, kinds, push_to_hub, accept_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def test_it_shows_the_runs_metrics_with_intervals_and_baselines(stream_run: Path
     low, high = report["frozen"]["models"]["tuned"]["intervals"]["uauc"]
     assert f"{report['frozen']['models']['tuned']['metrics']['uauc']:.3f} [{low:.3f}, {high:.3f}] |" in card
     assert "| item like-rate | " in card and report["verdict"] in card and "120 held-out events of 9 users" in card
+    # Of another adapter, or of other weights of the baselines: no figure of it is this export's.
+    for what in ("adapter hash", "calibration"):
+        (run / "metrics.json").write_text(json.dumps({**report, "how_made": {what: "another"}}), encoding="utf-8")
+        card = (export(run, [], "adapter", tmp_path / "out", silent) / "README.md").read_text(encoding="utf-8")
+        assert f"its report is of another {what}" in card and f"{found['metrics']['auc']:.3f}" not in card
     (run / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"metrics.json: damaged .*; make it again with `rectune evaluate"):
         export(run, [], "adapter", tmp_path / "other", silent)

@@ -13,7 +13,7 @@ from rectune.data.folder import META, load_meta
 from rectune.data.leak import SPLIT_BY
 from rectune.errors import DataError
 from rectune.export.calls import call_of
-from rectune.export.parity import Parity
+from rectune.export.parity import LEAST_RANK, Parity
 from rectune.export.scoring_file import base_name
 from rectune.export.targets import CLASSIFIER, GGUF, Target, supports
 from rectune.files import write_text
@@ -51,8 +51,16 @@ def measured(run: OpenRun) -> str:
             [name, *(_cell(found.get(metric)) for metric in _METRICS)] for name, found in both_protocols(report).items()
         ]
         users, events, verdict = report["users"], report["rows"], report["verdict"]
+        made = report.get("how_made", {})
+        told = {"adapter hash": run.adapter_hash, "calibration": run.settings.correction_text}
+        stale = [what for what, now in told.items() if made.get(what, now) != now]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged ({error}); make it again with `rectune evaluate {run.folder}`") from error
+    if stale:  # trained on, or calibrated anew, after it was measured
+        return (
+            f"This run was exported before it was evaluated as it is now: its report is of another {stale[0]} "
+            f"(`rectune evaluate {run.folder.name}` measures it)."
+        )
     shown = _table(["model", *(METRIC_NAMES[metric] for metric in _METRICS)], rows)
     return (
         f"{events:,} held-out events of {users:,} users, each asked about given all that came before it (frozen: given "
@@ -133,6 +141,19 @@ def _content(run: OpenRun) -> str:
     )
 
 
+def _costs(scoring: dict[str, Any]) -> list[str]:
+    """What quantisation has cost more than it should, for the top of the card."""
+    found = [(name, Parity(**each)) for name, each in scoring["check"].items()]
+    return [
+        f"> **Quantisation has cost this model much ({name}).** Its answers to {each.pairs} questions correlate "
+        f"{each.rank:.3f} in order with those of the trained model, where {LEAST_RANK:g} is wanted"
+        + ("" if each.auc is None else f"; AUC on these questions {each.auc:.3f} became {each.auc_exported:.3f}")
+        + ". Whoever exported it was told and went on (`--accept-loss`). What is measured below is not of this form.\n"
+        for name, each in found
+        if each.costly
+    ]
+
+
 def _what(run: OpenRun) -> tuple[str, str]:
     """What the model answers: as a heading, and in a sentence."""
     if run.config.task == "recommend":
@@ -168,6 +189,7 @@ def write_card(folder: Path, run: OpenRun, target: Target, scoring: dict[str, An
         f"# {_what(run)[0]} ({config.dataset_name()})\n",
         f"Made of `{base_name(run)}` with rectune by LoRA (rank {config.lora_rank}){quantised}: {_what(run)[1]}. This "
         f"is its form `{target.name}`: {target.what}.\n",
+        *_costs(scoring),
         f"## Data\n{_data(run)}\n",
         f"## Measured\n{measured(run)}\n",
         f"## The prompt\n{_prompt(run, scoring)}\n",

@@ -48,14 +48,26 @@ def _causal(model: Any, tokenizer: Any, texts: Sequence[str], words: Verbalizer)
     return np.array(found, dtype=np.float64)
 
 
-def ask_merged(folder: Path, texts: Sequence[str], words: Verbalizer, device: torch.device) -> Floats:
-    """Log-odds by transformers, from a folder with a whole model, in 16 or in 4 bits."""
+def open_merged(folder: Path, device: torch.device) -> Any:
+    """A whole model out of a folder by transformers, in 16 or in 4 bits."""
     quiet_libraries()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": str(device)}).eval()
     _keep_4_bits(model)
+    return model
+
+
+def ask_opened(model: Any, folder: Path, texts: Sequence[str], words: Verbalizer) -> Floats:
+    """Log-odds by a model of `open_merged`, with the tokenizer of its folder."""
+    from transformers import AutoTokenizer
+
     return _causal(model, AutoTokenizer.from_pretrained(folder), texts, words)
+
+
+def ask_merged(folder: Path, texts: Sequence[str], words: Verbalizer, device: torch.device) -> Floats:
+    """Log-odds by transformers, from a folder with a whole model, in 16 or in 4 bits."""
+    return ask_opened(open_merged(folder, device), folder, texts, words)
 
 
 def _keep_4_bits(model: Any) -> None:

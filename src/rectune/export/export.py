@@ -9,23 +9,25 @@ from pathlib import Path
 from rectune.config_classify import only_two_classes
 from rectune.errors import ConfigError
 from rectune.export.card import measured, write_card
-from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged
+from rectune.export.forms import ask_trained, export_adapter, export_classifier, export_merged, released
 from rectune.export.gguf import Q8_0
 from rectune.export.hub import check_hub, push
 from rectune.export.pairs import pairs_of
+from rectune.export.parity import Parity
 from rectune.export.prompt_template import template_of
 from rectune.export.quantised import check_gguf, check_packages, export_4_bits, export_gguf
 from rectune.export.scoring_file import FILE_NAME, write_scoring
 from rectune.export.targets import ADAPTER, CLASSIFIER, GGUF, MERGED, MERGED_4BIT, TARGETS, check_target, writes_rates
-from rectune.files import atomic_folder
+from rectune.files import atomic_folder, remove_leftovers
 from rectune.score.open_run import open_run, run_config
 from rectune.score.settings import RATES, load_settings
 
 Say = Callable[[str], None]
 
-_MAKE = {
-    ADAPTER: export_adapter, MERGED: export_merged, MERGED_4BIT: export_4_bits, CLASSIFIER: export_classifier,
+_MAKE: dict[str, Callable[..., dict[str, Parity]]] = {
+    ADAPTER: export_adapter, MERGED: export_merged, CLASSIFIER: export_classifier,
 }  # fmt: skip
+_QUANTISE: dict[str, Callable[..., dict[str, Parity]]] = {MERGED_4BIT: export_4_bits, GGUF: export_gguf}
 
 
 def _check_output(output: Path) -> None:
@@ -46,6 +48,7 @@ def export(
     say: Say,
     kinds: Sequence[str] = (Q8_0,),
     hub: str | None = None,
+    accept_loss: bool = False,
 ) -> Path:
     """Export a run, check it, and only then give it its name.
 
@@ -57,6 +60,7 @@ def export(
         say: prints one line.
         kinds: of a GGUF, any of f16, q8_0 and q4_k_m.
         hub: OWNER/NAME of a repository to upload it to; None uploads nothing.
+        accept_loss: go on where quantisation costs more of the order than `parity.LEAST_RANK` allows.
 
     Returns:
         The folder written: the export, `scoring.json` and a model card.
@@ -79,6 +83,7 @@ def export(
         check_hub(hub)
     check_packages(to, kinds)
     run = open_run(folder, overrides, say)
+    handed = [run]
     if to == GGUF:
         check_gguf(run)
     measured(run)  # a damaged report must not end an hour of work
@@ -95,9 +100,13 @@ def export(
             "rectune does not; they are left out of the comparison"
         )
     trained = ask_trained(run, run.model, pairs)
+    run = released(run)
+    for name in remove_leftovers(output.parent):
+        say(f"removed: what a killed process had left of {name}")
     with atomic_folder(output) as temporary:
-        make = partial(export_gguf, kinds=kinds) if to == GGUF else _MAKE[to]
-        parity = make(run, temporary, pairs, trained, say)
+        make = _MAKE.get(to) or partial(_QUANTISE[to], accept_loss=accept_loss)
+        make = partial(make, kinds=kinds) if to == GGUF else make
+        parity = make(handed, temporary, pairs, trained, say)
         if writes_rates(run.config) and settings.rates is not None:
             (temporary / RATES).write_bytes(settings.rates)
         scoring = write_scoring(temporary, run, template, target, parity)

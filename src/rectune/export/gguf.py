@@ -139,12 +139,8 @@ def write_gguf(folder: Path, file: Path, kind: str, title: str, begins: bool) ->
             written = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if written is None:
                 raise ModelError(f"--to gguf: {name} has no place in a GGUF of {architecture}")
-            weight = read()
-            if architecture == "LLAMA" and ".self_attn.q_proj." in name:
-                weight = _permuted(weight, config.num_attention_heads)
-            elif architecture == "LLAMA" and ".self_attn.k_proj." in name:
-                weight = _permuted(weight, config.num_key_value_heads)
-            yield (written, *_stored(name, weight, kind))
+            weight, heads = read(), _rotated_heads(architecture, config, name)
+            yield (written, *_stored(name, weight if heads is None else _permuted(weight, heads), kind))
 
     # Twice over the weights, so that never more than one is in memory: first their shapes, then their content.
     for written, stored, raw in each():
@@ -155,6 +151,50 @@ def write_gguf(folder: Path, file: Path, kind: str, title: str, begins: bool) ->
     for _, stored, _ in each():
         writer.write_tensor_data(stored)
     writer.close()
+
+
+class GgufWeights:
+    """The weights of a GGUF, widened, by the names that they have in the model it was made of.
+
+    Args:
+        file: the GGUF.
+        folder: the merged model.
+    """
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        import gguf
+        from transformers import AutoConfig
+
+        self._config = AutoConfig.from_pretrained(folder)
+        self._architecture = check_architecture(self._config)
+        arch = gguf.MODEL_ARCH[self._architecture]
+        self._names = gguf.get_tensor_name_map(arch, self._config.num_hidden_layers)
+        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+
+    def __call__(self, name: str, merged: Any) -> Any:
+        """A weight in the shape of the merged one, its rows in that one's order; None where the file has none."""
+        import torch
+        from gguf import quants
+
+        tensor = self._tensors.get(self._names.get_name(name, try_suffixes=(".weight", ".bias")) or "")
+        if tensor is None:
+            return None
+        found = quants.dequantize(tensor.data, tensor.tensor_type).reshape(merged.shape)
+        heads = self._heads(name)
+        if heads is not None:
+            # Where llama.cpp's order has put each row.
+            found = found[np.argsort(_permuted(np.arange(len(found)), heads))]
+        return torch.from_numpy(np.array(found, dtype=np.float32))
+
+    def _heads(self, name: str) -> int | None:
+        return _rotated_heads(self._architecture, self._config, name)
+
+
+def _rotated_heads(architecture: str, config: Any, name: str) -> int | None:
+    """Heads of a weight whose rows stand in llama.cpp's order of rotation; None where they keep theirs."""
+    heads = {".self_attn.q_proj.": config.num_attention_heads, ".self_attn.k_proj.": config.num_key_value_heads}
+    found = [count for part, count in heads.items() if part in name]
+    return int(found[0]) if architecture == "LLAMA" and found else None
 
 
 def modelfile(name: str, cutoff_len: int) -> str:

@@ -9,9 +9,14 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from rectune.errors import ModelError
-from rectune.measure.classification import probability
+from rectune.measure.classification import auc, probability
 
 Floats = npt.NDArray[np.float64]
+FLOOR = 0.1
+"""Differences below this root mean square, in log-odds, are nobody's concern: 2.5 points of a probability at most."""
+LEAST_RANK = 0.95
+"""Rank correlation with the trained model's answers that a quantised form must keep. Errors that know nothing of the
+truth leave about that share of what AUC has above chance: 0.80 becomes 0.785."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Parity:
         largest_probability: of those between P(yes).
         rank: Spearman's correlation; NaN where all answers of one side are the same.
         root, effect: root mean square of the differences, and of what the adapter does.
+        to_untuned: root mean square of the differences to the model without its adapter.
+        auc, auc_exported: of the model and of the export on these pairs; None where all have the same label.
     """
 
     pairs: int
@@ -49,13 +56,19 @@ class Parity:
     rank: float
     root: float
     effect: float
+    to_untuned: float
+    auc: float | None = None
+    auc_exported: float | None = None
 
     @classmethod
-    def of(cls, exported: Floats, trained: Floats, untuned: Floats) -> Parity:
+    def of(
+        cls, exported: Floats, trained: Floats, untuned: Floats, labels: npt.NDArray[np.int32] | None = None
+    ) -> Parity:
         """Compare.
 
         Args:
             exported, trained, untuned: float64 [n]; log-odds by the export, by the model, and by it without adapter.
+            labels: int32 [n]; 0 or 1, of the pairs; None where they have none.
 
         >>> found = Parity.of(np.array([0.0, 1.5]), np.array([0.0, 1.0]), np.array([0.0, 0.0]))
         >>> found.largest, found.mean, round(found.rank, 6), round(found.root / found.effect, 3)
@@ -71,15 +84,47 @@ class Parity:
             rank=float("nan") if constant else float(spearmanr(exported, trained).statistic),
             root=_root(apart),
             effect=_root(trained - untuned),
+            to_untuned=_root(exported - untuned),
+            auc=None if labels is None else auc(labels, trained),
+            auc_exported=None if labels is None else auc(labels, exported),
         )
 
     def line(self) -> str:
         """In one line for a person."""
         share = f" ({self.root / self.effect:.1%} of what the adapter does)" if self.effect > 0 else ""
+        both = "" if self.auc is None else f"; AUC on these pairs {self.auc:.3f}, of the export {self.auc_exported:.3f}"
         return (
             f"largest difference {self.largest:.2g} in log-odds, {self.largest_probability:.2g} in probability; "
-            f"mean {self.mean:.2g}, root mean square {self.root:.2g}{share}; rank correlation {self.rank:.4f}"
+            f"mean {self.mean:.2g}, root mean square {self.root:.2g}{share}; rank correlation {self.rank:.4f}{both}"
         )
+
+    @property
+    def costly(self) -> bool:
+        """Whether quantisation has cost more of the order than `LEAST_RANK` allows."""
+        return self.root > FLOOR and not self.rank >= LEAST_RANK
+
+    def check_loss(self, what: str, accept: bool) -> None:
+        """Refuse a quantised form, whose weights have been proved, for what quantisation costs.
+
+        Args:
+            what: the form.
+            accept: go on where that is much, as long as what was trained is in the answers yet.
+
+        Raises:
+            ModelError: it costs more than `LEAST_RANK` allows and that is not accepted, or the answers are nearer to
+                those of the untuned model.
+        """
+        if self.root > FLOOR and not self.root < self.to_untuned:
+            raise ModelError(
+                f"{what}: its answers are nearer to those of the untuned model than to the trained one's: quantisation "
+                f"has undone the training ({self.line()}); take more bits; nothing was exported"
+            )
+        if self.costly and not accept:
+            raise ModelError(
+                f"{what}: the weights are right, but quantisation costs this model much: rank correlation with the "
+                f"trained model's answers {self.rank:.4f}, allowed {LEAST_RANK:g} ({self.line()}); take more bits, or "
+                "go on with --accept-loss, which the model card then says; nothing was exported"
+            )
 
     def problem(self, tolerance: Tolerance) -> str | None:
         """What is beyond the tolerance, or None."""

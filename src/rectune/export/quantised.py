@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rectune.errors import ModelError, ResourceError
-from rectune.export.clients import ask_gguf, ask_llama_cpp, ask_merged
-from rectune.export.forms import HALF, Trained, checked, compared, free, released, save_merged
-from rectune.export.gguf import F16, Q4_K_M, Q8_0, check_architecture, modelfile, write_gguf
+from rectune.export.clients import ask_gguf, ask_llama_cpp, ask_merged, ask_opened, open_merged
+from rectune.export.forms import HALF, Handed, Trained, affordable, checked, compared, free, released, save_merged
+from rectune.export.gguf import F16, Q4_K_M, Q8_0, GgufWeights, check_architecture, modelfile, write_gguf
 from rectune.export.gguf_tokenizer import pre_tokenisation
 from rectune.export.pairs import Pairs
-from rectune.export.parity import Parity, Tolerance
+from rectune.export.parity import Floats, Parity
 from rectune.export.prompt_template import start_text
 from rectune.export.quantise import check_quantiser, has_llama_cpp, quantise
 from rectune.export.targets import GGUF, MERGED_4BIT
 from rectune.export.tokenizer import save_tokenizer
+from rectune.export.weights import check_quantised
 from rectune.score.open_run import OpenRun
 
 Say = Callable[[str], None]
 
-EIGHT_BITS = Tolerance(share=0.25, floor=0.1, rank=0.93)
-"""Of q8_0, where llama.cpp rounds what flows through the model to 8 bits too: SmolLM2-135M was 15 % off, rank
-correlation 0.984."""
-FOUR_BITS = Tolerance(share=0.6, floor=0.1, rank=0.9)
-"""Of forms in 4 bits, which are other models than the one that was trained. The order has to stay; in NF4 that of
-SmolLM2-135M did not (0.858, 47 % off), and larger models lose less."""
-_TOLERANCE = {F16: HALF, Q8_0: EIGHT_BITS, Q4_K_M: FOUR_BITS}
+_BITS = {F16: 16, Q8_0: 8, Q4_K_M: 4}
 
 
 def check_bitsandbytes() -> None:
@@ -53,16 +52,27 @@ def _check_merge(run: OpenRun, whole: Path, pairs: Pairs, must: Trained, say: Sa
     free()
 
 
-def export_4_bits(run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, say: Say) -> dict[str, Parity]:
+def _widened(model: Any, name: str, _merged: torch.Tensor) -> torch.Tensor | None:
+    """A weight of a model in NF4, as it is multiplied with."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = model.get_parameter(name)
+    state = getattr(weight, "quant_state", None)
+    found: torch.Tensor = weight.data if state is None else dequantize_4bit(weight.data, state)
+    return found
+
+
+def export_4_bits(
+    handed: Handed, folder: Path, pairs: Pairs, trained: Trained, say: Say, accept_loss: bool
+) -> dict[str, Parity]:
     """A whole model in 4 bits: merged in 16 bits first, and only then quantised (NF4, double quantisation)."""
-    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    whole = folder / "whole"
-    must = save_merged(run, whole, pairs, trained, say)
+    run, whole = handed.pop(), folder / "whole"
+    merged = save_merged(run, whole, pairs, trained, say)
     device, run = run.loaded.device, released(run)
     free()
-    _check_merge(run, whole, pairs, must, say)
+    _check_merge(run, whole, pairs, merged.must, say)
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -73,10 +83,12 @@ def export_4_bits(run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, sa
     model.save_pretrained(folder)
     del model
     save_tokenizer(run.loaded.tokenizer, folder)
-    shutil.rmtree(whole)
     free()
-    asked = ask_merged(folder, pairs.texts, run.prompts.verbalizer, device)
-    return {"transformers": checked("merged-4bit, by transformers", compared(asked, must, pairs), FOUR_BITS, say)}
+    model, what = open_merged(folder, device), "merged-4bit, by transformers"
+    check_quantised(what, partial(_widened, model), whole, merged.changes, 4, say)
+    shutil.rmtree(whole)
+    asked = ask_opened(model, folder, pairs.texts, run.prompts.verbalizer)
+    return {"transformers": affordable(what, compared(asked, merged.must, pairs), accept_loss, say)}
 
 
 def check_packages(to: str, kinds: Sequence[str]) -> None:
@@ -106,15 +118,21 @@ def check_gguf(run: OpenRun) -> None:
 
 
 def export_gguf(
-    run: OpenRun, folder: Path, pairs: Pairs, trained: Trained, say: Say, kinds: Sequence[str]
+    handed: Handed,
+    folder: Path,
+    pairs: Pairs,
+    trained: Trained,
+    say: Say,
+    accept_loss: bool,
+    kinds: Sequence[str],
 ) -> dict[str, Parity]:
     """A GGUF of each kind, and a Modelfile for Ollama that names the first."""
-    whole = folder / "whole"
-    must = save_merged(run, whole, pairs, trained, say)
+    run, whole = handed.pop(), folder / "whole"
+    merged = save_merged(run, whole, pairs, trained, say)
     run = released(run)
     free()
     if F16 not in kinds:
-        _check_merge(run, whole, pairs, must, say)
+        _check_merge(run, whole, pairs, merged.must, say)
     title = f"{Path(run.settings.base_model.removeprefix('wheel:')).name} {run.config.dataset_name()} rectune"
     begins = bool(start_text(run.prompts.pieces))
     files = {kind: folder / f"model-{kind}.gguf" for kind in kinds}
@@ -123,14 +141,24 @@ def export_gguf(
             write_gguf(whole, files.get(kind, whole / "f16.gguf"), kind, title, begins)
     if Q4_K_M in kinds:
         quantise(files.get(F16, whole / "f16.gguf"), files[Q4_K_M])
-    found = {kind: _ask(run, file, whole, kind, pairs, must, say) for kind, file in files.items()}
+    found = {}
+    for kind, file in files.items():
+        check_quantised(f"gguf {kind}", GgufWeights(file, whole), whole, merged.changes, _BITS[kind], say)
+        what, asked = _ask(run, file, whole, kind, pairs)
+        compare = compared(asked, merged.must, pairs)
+        found[kind] = checked(what, compare, HALF, say) if kind == F16 else affordable(what, compare, accept_loss, say)
     shutil.rmtree(whole)
     first = next(iter(files.values())).name
     (folder / "Modelfile").write_text(modelfile(first, run.config.cutoff_len), encoding="utf-8")
     return found
 
 
-def _ask(run: OpenRun, file: Path, whole: Path, kind: str, pairs: Pairs, must: Trained, say: Say) -> Parity:
+def _ask(run: OpenRun, file: Path, whole: Path, kind: str, pairs: Pairs) -> tuple[str, Floats]:
+    """What a GGUF answers, and who was asked.
+
+    Raises:
+        ModelError: llama.cpp finds other tokens in a prompt than those trained on.
+    """
     words = run.prompts.verbalizer
     if has_llama_cpp():
         asked, tokens = ask_llama_cpp(file, pairs.texts, words)
@@ -145,4 +173,4 @@ def _ask(run: OpenRun, file: Path, whole: Path, kind: str, pairs: Pairs, must: T
     else:
         what = f"gguf {kind}, weights by transformers (llama-cpp-python is not installed, so llama.cpp was not asked)"
         asked = ask_gguf(file, whole, pairs.texts, words, run.loaded.device)
-    return checked(what, compared(asked, must, pairs), _TOLERANCE[kind], say)
+    return what, asked
