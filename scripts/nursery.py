@@ -1,9 +1,10 @@
 """A nursery for runs that are to be killed: it imports everything once and forks a process for each command line.
 
 Lines in, as JSON: `arguments`, `out` and `err` (files), `watched` (folders), `die` (see `_watch`), `terminal` (of a
-pseudo-terminal, in place of the files), `nohup` (ignores SIGHUP from the start). Lines out: the process id, then its
-exit code (negative for a signal), then what it did in the watched folders and the parts of a training that it entered
-and left, in order, as JSON.
+pseudo-terminal, in place of the files), `nohup` (ignores SIGHUP from the start), `processes` (that many, as `torchrun`
+would start them; the one that is told of is number 0), `environment` (more variables). Lines out: the process id, then
+its exit code (negative for a signal), then what it did in the watched folders and the parts of a training that it
+entered and left, in order, as JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +111,35 @@ def _mark_places(events: int) -> None:
         _mark(owner, name, place, events)
 
 
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _start_others(asked: dict[str, Any]) -> list[int]:
+    """Become number 0 of several processes, and fork the others, whose files are `out` and `err` with their number.
+
+    None of them outlives two minutes, whatever becomes of the others.
+    """
+    size = asked["processes"]
+    os.environ |= {
+        "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "RANK": "0", "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+    }  # fmt: skip
+    others = []
+    for rank in range(1, size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            asked |= {name: f"{asked[name]}{rank}" for name in ("out", "err")}
+            others = []
+            break
+        others.append(child)
+    signal.alarm(120)
+    return others
+
+
 def serve() -> None:
     """Fork a child for each line of standard input, and tell how it ended."""
     from rectune.quiet import quiet_libraries
@@ -131,6 +162,8 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             os.close(reading)
+            os.environ |= asked.get("environment", {})
+            others = _start_others(asked) if asked.get("processes") else []
             if asked.get("terminal"):
                 os.setsid()  # what a session's leader opens becomes its terminal
                 for stream in range(3):
@@ -155,6 +188,9 @@ def serve() -> None:
                 code = 1
             sys.stdout.flush()
             sys.stderr.flush()
+            for other in others:
+                ended = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
+                code = code if ended == code else 99  # which no process of ours ends with by itself
             os._exit(code)
         os.close(writing)
         print(child, flush=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
 from typer.main import get_command
 
 from rectune.cli import app
@@ -27,9 +29,11 @@ DOCUMENTS = [
     *sorted((REPO / "docs").glob("*.md")),
 ]  # fmt: skip
 CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
+LAUNCHES = sorted((REPO / "configs" / "accelerate").glob("*.yaml"))
 OTHER_PROGRAMS = {".", "cd", "curl", "git", "kill", "nvidia-smi", "source", "tensorboard", "vllm"}
 """Programs that are not ours, whose arguments nothing here can check."""
 
+_LAUNCHERS = {path.stem for path in LAUNCHES}
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -138,6 +142,8 @@ def _of_program(words: list[str]) -> list[str]:
     program = program if program == "." else Path(program).name
     if program == "rectune":
         return rectune_problems(rest)
+    if program in ("accelerate", "torchrun"):
+        return _launch_problems(program, rest)
     if program == "make":
         targets = re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return [f"make {word}: no such target" for word in rest if "=" not in word and word not in targets]
@@ -151,6 +157,25 @@ def _of_program(words: list[str]) -> list[str]:
     if program.startswith("python"):
         return _script_problems(rest)
     return [] if program in OTHER_PROGRAMS else [f"{program}: a program that no test knows"]
+
+
+def _launch_problems(program: str, words: list[str]) -> list[str]:
+    """What is wrong with a launcher's own options, and with the command that it starts."""
+    if "-m" not in words or words[words.index("-m") + 1] != "rectune":
+        return [f"{program}: starts no -m rectune"]
+    own, ours = words[: words.index("-m")], words[words.index("-m") + 2 :]
+    if program == "torchrun":
+        known = {action for each in torchrun_parser()._actions for action in each.option_strings}
+    else:
+        known = {action for each in launch_command_parser()._actions for action in each.option_strings}
+        if own[:1] != ["launch"]:
+            return [f"accelerate {' '.join(own[:1])}: no test knows it"]
+    found = [f"{program}: no option {word}" for word in own if word.startswith("-") and word not in known]
+    if "--config_file" in own:
+        file = Path(own[own.index("--config_file") + 1])
+        if not _PLACEHOLDER.fullmatch(str(file)) and not (REPO / file).is_file() and file.stem not in _LAUNCHERS:
+            found.append(f"{program}: no file {file}")
+    return found + rectune_problems(ours)
 
 
 def _script_problems(words: list[str]) -> list[str]:

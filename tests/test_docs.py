@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import documents
-from documents import CONFIGS, DOCUMENTS, REPO, blocks, commands
+from documents import CONFIGS, DOCUMENTS, LAUNCHES, REPO, blocks, commands
 from rectune.baselines.questions import ONLINE, Log, ask
 from rectune.cli import main
 from rectune.config import Config, parse_config
@@ -30,7 +30,7 @@ def _name(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *CONFIGS], ids=_name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *CONFIGS, *LAUNCHES], ids=_name)
 def test_every_command_of_a_document_is_one_that_the_program_knows(document: Path) -> None:
     found = [problem for line in commands(document) for problem in documents.problems(line)]
     assert not found, "\n".join(found)
@@ -50,6 +50,10 @@ def test_every_command_of_a_document_is_one_that_the_program_knows(document: Pat
         "rectune evaluate output/demo --protocol topn",
         "rectune score",
         "OMP_NUM_THREADS=1 rectune train demo_cpu > log.txt && rectune wacth output/demo   # look at it",
+        "accelerate launch --config_fil x.yaml -m rectune train demo_cpu",
+        "accelerate launch --config_file configs/accelerate/none.yaml -m rectune train demo_cpu",
+        "torchrun --nproc-per-node 2 -m rectune train demo_cpu lern_rate=1",
+        "torchrun --nproc-per-node 2 train.py",
         "make dmeo",
         "pip install -e '.[wach]'",
         "python benchmarks/train_speed.py --serch-budget 3",

@@ -31,10 +31,11 @@ from rectune.cli_rank import RANK_EXAMPLE, RECOMMEND_EXAMPLE, rank, recommend
 from rectune.cli_score import SCORE_EXAMPLE, classifies, score
 from rectune.cli_serve import SERVE_EXAMPLE, serve
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
-from rectune.errors import RectuneError, ResourceError
+from rectune.errors import ConfigError, PeerFailed, RectuneError, ResourceError
 from rectune.files import disk_problem
 from rectune.quiet import quiet_libraries
 from rectune.terminal import outlive_terminal
+from rectune.world import met, name_of_process, world_size
 
 if TYPE_CHECKING:
     from rectune.config import Config
@@ -273,7 +274,7 @@ def configs(
     if keys:
         say(shipped.describe_keys())
     elif name:
-        say(shipped.find_config(Path(name)).read_text(encoding="utf-8"))
+        say(shipped.shipped_text(name))
     else:
         say(shipped.list_configs())
 
@@ -284,8 +285,11 @@ def reported(action: Callable[[], object]) -> None:
     try:
         action()
     except RectuneError as error:
+        if isinstance(error, PeerFailed) or (isinstance(error, ConfigError) and name_of_process() and not met()):
+            sys.exit(error.exit_code)  # another process of the same run says it
         with suppress(OSError):  # the terminal may be gone
-            print(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}", file=sys.stderr, flush=True)
+            what = "stopped" if error.exit_code == 130 else "error"
+            print(f"{what}: {name_of_process()}{error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if not disk_problem(error):
@@ -294,9 +298,27 @@ def reported(action: Callable[[], object]) -> None:
         sys.exit(ResourceError.exit_code)
 
 
+def _check_launcher(arguments: list[str]) -> None:
+    """Only a training is shared by several processes; other commands would write the same files at the same time.
+
+    Raises:
+        ConfigError: a launcher has started several processes of another command.
+    """
+    if world_size() > 1 and arguments[:1] != ["train"]:
+        raise ConfigError(
+            f"{' '.join(arguments[:1])}: works in one process, and a launcher has started {world_size()}; of rectune's "
+            "commands accelerate and torchrun start `train` alone"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, by default with the arguments of this process."""
-    reported(lambda: app(args=arguments, prog_name="rectune"))
+
+    def run_command() -> None:
+        _check_launcher(sys.argv[1:] if arguments is None else arguments)
+        app(args=arguments, prog_name="rectune")
+
+    reported(run_command)
 
 
 if __name__ == "__main__":

@@ -37,3 +37,7 @@ class ResourceError(RectuneError):
     """Too little of something the machine has to give: memory, disk, network, an optional package."""
 
     exit_code = 5
+
+
+class PeerFailed(RectuneError):  # noqa: N818
+    """Another process of this run has failed and has said why; its exit code is taken over."""

@@ -12,6 +12,8 @@ from rectune.config import Config
 from rectune.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "configs"
+LAUNCHERS = FOLDER / "accelerate"
+"""Configurations of `accelerate launch`, not of rectune: how many processes, on which machines."""
 _WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path", type(None): "empty"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
@@ -36,12 +38,27 @@ def find_config(path: Path) -> Path:
     return shipped
 
 
+def shipped_text(name: str) -> str:
+    """A shipped configuration as it is, one of `accelerate launch` too.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    launcher = LAUNCHERS / f"{Path(name).stem}.yaml"
+    named = Path(name).parent in (Path(), Path("accelerate"))
+    path = launcher if named and launcher.is_file() else find_config(Path(name))
+    return path.read_text(encoding="utf-8")
+
+
 def list_configs() -> str:
-    """Each shipped configuration with the first line of its heading."""
+    """Each shipped configuration with the first line of its heading, those of `accelerate launch` last."""
     lines = []
-    for name, path in _shipped().items():
+    for path in (*_shipped().values(), None, *sorted(LAUNCHERS.glob("*.yaml"))):
+        if path is None:
+            lines.append("\nfor accelerate launch --config_file FILE -m rectune train CONFIG:")
+            continue
         heading = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        lines.append(f"{name:<34} {heading}")
+        lines.append(f"{path.stem:<34} {heading}")
     return "\n".join(lines)
 
 

@@ -63,7 +63,7 @@ def test_evaluations_and_checkpoints_do_not_slow_the_speed_but_count_for_the_tim
     assert meter.seconds_left(args, 0, 10) is None
     for _ in range(4):
         meter.on_step_begin(None, None, None)
-        meter.saw([batch()], with_end=False)
+        meter.saw(meter.count([batch()], with_end=False))
         clock.passes(2.0)
         meter.on_step_end(None, None, None)
     # 6 steps of 2 s, and 3 evaluations (4, 8, 10) less the one at this step: 160 tokens at half of 8 tokens in 2 s.
@@ -75,7 +75,7 @@ def test_evaluations_and_checkpoints_do_not_slow_the_speed_but_count_for_the_tim
     clock.passes(5.0)
     meter.on_save(None, None, None)
     meter.on_step_begin(None, None, None)
-    meter.saw([batch()], with_end=False)
+    meter.saw(meter.count([batch()], with_end=False))
     clock.passes(4.0)
     meter.on_step_end(None, None, None)
     assert meter.read()["tokens_per_second"] == 2.0
@@ -92,7 +92,7 @@ def test_utilisation_is_absent_where_the_peak_is_unknown(monkeypatch: pytest.Mon
         meter = Meter(torch.device("cpu"), Work(10, 1, 5), peak, 0, print)
         meter.on_train_begin(None, None, None)
         meter.on_step_begin(None, None, None)
-        meter.saw([batch()], with_end=False)
+        meter.saw(meter.count([batch()], with_end=False))
         clock.passes(2.0)
         meter.on_step_end(None, None, None)
         assert meter.read().get("mfu") == (None if want is None else pytest.approx(want))

@@ -83,6 +83,8 @@ class Memory:
         resident: bytes that the program holds before a model is there: on a CPU Python with its libraries and the
             data, on CUDA the card's context.
         slack: share of activations and workspace that the allocator loses.
+        processes: how many train together; what is worked out is what each of them holds.
+        sharded: whether they share the blocks' weights among them.
     """
 
     config: Config
@@ -92,6 +94,8 @@ class Memory:
     kernel: str
     resident: int
     slack: float
+    processes: int = 1
+    sharded: bool = False
 
     # --- what stays ---
 
@@ -104,6 +108,8 @@ class Memory:
             rows = shape.blocks * sum(outputs for _, outputs in shape.linear.values())
             return rest + linear + 4 * rows  # a float32 scale for each output
         if not self.config.use_qlora and self.config.quantization_bit is None:
+            if self.sharded:  # beside its part, a block that computes and one that is being fetched
+                return rest + self.width * (ceil(linear / self.processes) + 2 * linear // shape.blocks)
             return rest + linear * self.width
         # NF4: half a byte a weight; a scale of one byte for 64 weights, and one of four for 256 such scales (double
         # quantisation); a table of 256 and one of 16 float32 for each layer (Dettmers et al. 2023, section 3).
@@ -115,8 +121,11 @@ class Memory:
         return size * (4 + (self.width if self.width < 4 else 0))
 
     def gradients(self) -> int:
-        """Gradients of the adapter, and with `auto_batch` those of earlier micro-batches beside them."""
-        twice = self.config.auto_batch and self.config.gradient_accumulation_steps > 1
+        """Gradients of the adapter, and with `auto_batch` those of earlier micro-batches beside them.
+
+        Several processes add theirs in one message, which takes as much when those of earlier micro-batches are gone.
+        """
+        twice = self.processes > 1 or (self.config.auto_batch and self.config.gradient_accumulation_steps > 1)
         return 4 * sum(self.shape.adapter_sizes(self.config)) * (2 if twice else 1)
 
     def optimiser(self) -> int:

@@ -171,12 +171,13 @@ def check_head(model: Any, name: str) -> None:
             raise ModelError(f"{name}: models with {key} are not supported")
 
 
-def load_model(config: Config, say: Say) -> Loaded:
+def load_model(config: Config, say: Say, hold: bool = False) -> Loaded:
     """The base model of a configuration, frozen, on the best device, with its tokenizer.
 
     Args:
         config: model, quantisation, precision and attention keys are read.
         say: prints one line for each thing chosen.
+        hold: leave the weights in main memory, whence parts of them are to go to the device.
 
     Raises:
         ModelError, ResourceError: something is missing, damaged, out of reach or does not fit the memory.
@@ -212,7 +213,7 @@ def load_model(config: Config, say: Say) -> Loaded:
             dtype=dtype,
             attn_implementation=attention,
             quantization_config=quantization,
-            device_map={"": str(device)},
+            device_map={"": "cpu" if hold else str(device)},
             **extra,
         )
     except torch.OutOfMemoryError as error:

@@ -20,6 +20,7 @@ from rectune.model.attention import attention_mask
 from rectune.prompt.forest import Forest, lay_out
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
+from rectune.world import ALONE, World
 
 CHUNK = 128
 """Trees that are batched together; scoring can be cut between chunks and go on later without changing a batch."""
@@ -28,16 +29,40 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
 
 
+def _batches(trees: Trees, size: int) -> Iterator[list[list[int]]]:
+    """The trees of each batch, one a row."""
+    for first in range(0, len(trees), CHUNK):
+        order = first + np.argsort(-trees.lengths[first : first + CHUNK], kind="stable")
+        for start in range(0, len(order), size):
+            yield [[int(tree)] for tree in order[start : start + size]]
+
+
 def scoring_batches(trees: Trees, size: int) -> Iterator[Forest]:
     """Batches of `size` trees, longest first within each chunk, so that little is padded.
 
     A tree's batch depends only on its chunk: bfloat16 results differ a little with the batch's shape, and equal
     batches make equal scores.
     """
-    for first in range(0, len(trees), CHUNK):
-        order = first + np.argsort(-trees.lengths[first : first + CHUNK], kind="stable")
-        for start in range(0, len(order), size):
-            yield lay_out(trees, [[int(tree)] for tree in order[start : start + size]])
+    return (lay_out(trees, rows) for rows in _batches(trees, size))
+
+
+def _share(trees: Trees, size: int, world: World, look: Callable[[], None] | None) -> Iterator[tuple[Forest, bool]]:
+    """Every n-th batch of n processes, and whether it counts.
+
+    Where the model is sharded all processes must make as many passes: one that has no batch left repeats the last.
+
+    Args:
+        look: called by all processes before each round of batches.
+    """
+    rounds = list(_batches(trees, size))
+    for first in range(0, len(rounds), world.size):
+        if look is not None:
+            look()
+        at = first + world.rank
+        if at < len(rounds):
+            yield lay_out(trees, rounds[at]), True
+        elif world.sharded:
+            yield lay_out(trees, rounds[-1]), False
 
 
 def score_trees(
@@ -47,6 +72,8 @@ def score_trees(
     batch_size: int,
     attention: str,
     progress: Progress | None = None,
+    world: World = ALONE,
+    look: Callable[[], None] | None = None,
 ) -> Floats:
     """Log-odds of the positive label word at every answer, the trees' prior added.
 
@@ -60,6 +87,8 @@ def score_trees(
         batch_size: trees per forward pass.
         attention: the attention kernel in use, for the masks of branching trees.
         progress: called with the number of trees scored by each batch.
+        world: processes that share the batches and all get all scores: the batches, and so the floats, of one process.
+        look: called by all processes before each round of batches, so that it may end the scoring in all of them.
 
     Returns:
         float64 [answers], in the order of the trees' answers.
@@ -73,7 +102,7 @@ def score_trees(
         logits = label_logits(model, hidden, verbalizer.negative_id, verbalizer.positive_id)
         return (logits[:, 1] - logits[:, 0])[:, None]
 
-    return _read(model, trees, log_odds, 1, batch_size, attention, progress)[:, 0] + trees.prior
+    return _read(model, trees, log_odds, 1, batch_size, attention, progress, world, look)[:, 0] + trees.prior
 
 
 def score_classes(
@@ -83,6 +112,8 @@ def score_classes(
     batch_size: int,
     attention: str,
     progress: Progress | None = None,
+    world: World = ALONE,
+    look: Callable[[], None] | None = None,
 ) -> Floats:
     """Log-probabilities of the label words among themselves at every answer: float64 [answers, labels].
 
@@ -90,23 +121,25 @@ def score_classes(
     """
     ids = verbalizer.token_ids
     logits = _read(
-        model, trees, lambda hidden: token_logits(model, hidden, ids), len(ids), batch_size, attention, progress
-    )
+        model, trees, lambda hidden: token_logits(model, hidden, ids), len(ids), batch_size, attention, progress,
+        world, look,
+    )  # fmt: skip
     return log_softmax(logits)
 
 
 def _read(
     model: Any, trees: Trees, numbers: Callable[[torch.Tensor], torch.Tensor], width: int, batch_size: int,
-    attention: str, progress: Progress | None,
+    attention: str, progress: Progress | None, world: World, look: Callable[[], None] | None,
 ) -> Floats:  # fmt: skip
     """What is made of the last hidden state at every answer, float64 [answers, width]."""
     device = next(model.parameters()).device
-    result = np.empty((len(trees.labels), width), dtype=np.float64)
+    result: Floats = np.zeros((len(trees.labels), width), dtype=np.float64)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for batch in scoring_batches(trees, batch_size):
+        # Inference mode would mark the memory into which a sharded block is gathered, and training uses it again.
+        with torch.no_grad() if world.sharded else torch.inference_mode():
+            for batch, counts in _share(trees, batch_size, world, look):
                 mask = None
                 if not batch.plain:
                     run, first, fork = map(torch.from_numpy, (batch.run, batch.first, batch.fork))
@@ -119,8 +152,8 @@ def _read(
                     mask,
                     None if batch.plain else torch.from_numpy(batch.depth).to(device),
                 )
-                # Widened on the CPU: Apple's devices have no float64.
-                result[batch.answers] = numbers(hidden).float().cpu().double().numpy()
+                if counts:  # widened on the CPU: Apple's devices have no float64
+                    result[batch.answers] = numbers(hidden).float().cpu().double().numpy()
                 if progress is not None:
                     progress(len(batch.input_ids))
     except torch.OutOfMemoryError as error:
@@ -130,6 +163,7 @@ def _read(
         ) from error
     finally:
         model.train(was_training)
+    result = world.sum_array(result)
     broken = ~np.isfinite(result).all(axis=1)
     if broken.any():
         raise NotFinite(

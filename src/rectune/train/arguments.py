@@ -62,6 +62,7 @@ def trainer_arguments(config: Config, epochs: float, say: Say) -> Any:
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         remove_unused_columns=False,
         disable_tqdm=True,
+        log_level_replica="passive",  # of several processes, the others are as quiet as the main one
         report_to="none",  # the trackers are callbacks of ours
         run_name=f"{config.output_dir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
         project=PROJECT,
@@ -96,9 +97,9 @@ def say_paging(config: Config, device: str, say: Say) -> None:
         say(f"optimiser: {config.optim} on a CPU works without paging")
 
 
-def planned_steps(config: Config, sequences: int, epochs: float) -> int:
-    """Optimiser steps of a whole run, counted as the Trainer counts them."""
+def planned_steps(config: Config, sequences: int, epochs: float, processes: int = 1) -> int:
+    """Optimiser steps of a whole run of so many processes, counted as the Trainer counts them."""
     if config.max_steps > 0:
         return config.max_steps
-    batches = math.ceil(sequences / config.per_device_train_batch_size)
+    batches = math.ceil(sequences / (config.per_device_train_batch_size * processes))
     return math.ceil(epochs * math.ceil(batches / config.gradient_accumulation_steps))

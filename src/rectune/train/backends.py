@@ -40,8 +40,8 @@ def prepare_backend(config: Config, say: Say) -> None:
     say(f"backend: {config.backend}; SFTTrainer computes the steps, the rest of the run is as with native")
 
 
-def load_for_training(config: Config, say: Say) -> Loaded:
-    """The base model, loaded by the backend that trains it.
+def load_for_training(config: Config, say: Say, hold: bool = False) -> Loaded:
+    """The base model, loaded by the backend that trains it; with `hold` left in main memory.
 
     Raises:
         ModelError, ResourceError: see `load_model`.
@@ -50,7 +50,7 @@ def load_for_training(config: Config, say: Say) -> Loaded:
         from rectune.train.unsloth import load_unsloth
 
         return load_unsloth(config, say)
-    return load_model(config, say)
+    return load_model(config, say, hold)
 
 
 def trainer_of(config: Config) -> Any:

@@ -11,6 +11,14 @@ from rectune.prompt.forest import lay_out
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 
+_OF_ANSWERS = ("rows", "positions", "labels", "prior", "trees")
+"""What of a batch has a number for each answer."""
+
+
+def without_answers(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch at none of whose places a loss is taken, so that its gradients are zeros."""
+    return {name: value[:0] if name in _OF_ANSWERS else value for name, value in batch.items()}
+
 
 @dataclass(frozen=True)
 class TrainingCollator:
@@ -40,6 +48,8 @@ class TrainingCollator:
             holds several trees or branches also position_ids, run, first and fork, int64 [batch, length], as `Forest`
             has them.
         """
+        if not packs:  # the share of a process for which a step has nothing left: a pass whose loss looks nowhere
+            return without_answers(self([[int(self.trees.lengths.argmin())]]))
         used = sorted({index for pack in packs for index in pack})
         local = {index: at for at, index in enumerate(used)}
         part = self.trees.select(np.array(used, dtype=np.int64))

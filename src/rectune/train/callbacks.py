@@ -14,6 +14,7 @@ from rectune.prompt.dataset import Dataset
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.train.transcript import Transcript
+from rectune.world import ALONE, World
 
 if TYPE_CHECKING:
     from rectune.train.generations import Generations
@@ -32,7 +33,7 @@ class Callbacks:
     """The callbacks of a run, in the order in which the Trainer calls them.
 
     Attributes:
-        log: files and terminal.
+        log: files and terminal; None in all but the main process.
         stopping: keeps the best adapter and ends the run.
         generations: greedy answers at each evaluation, or None.
         panel: the same few events at each evaluation, or None.
@@ -40,7 +41,7 @@ class Callbacks:
         meter: how fast it goes; stands behind all others.
     """
 
-    log: RunLog
+    log: RunLog | None
     stopping: BestAndStop
     generations: Generations | None
     panel: Panel | None
@@ -49,15 +50,16 @@ class Callbacks:
 
     def all(self, *others: Any) -> list[Any]:
         """Every one of them and others: first the log, so that all others may add to what it has said."""
-        chosen = [one for one in (self.generations, self.panel) if one is not None]
-        return [self.log, self.stopping, *chosen, *self.trackers, *others, self.meter]
+        asked = (self.log, self.stopping, self.generations, self.panel)
+        return [*(one for one in asked if one is not None), *self.trackers, *others, self.meter]
 
     def __enter__(self) -> Callbacks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give the terminal back and end the trackers' entries, however the run ended."""
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
         for tracker in self.trackers:
             if hasattr(tracker, "close"):
                 tracker.close(failed=kind is not None)
@@ -77,6 +79,7 @@ def make_callbacks(
     keep: Callable[[int, float], str],
     transcript: Transcript,
     console: Console,
+    world: World = ALONE,
 ) -> Callbacks:
     """The callbacks that the configuration asks for.
 
@@ -94,6 +97,7 @@ def make_callbacks(
         keep: saves the adapter as it is now as the best one and returns its folder.
         transcript: says lines and keeps them.
         console: shows progress.
+        world: the processes, of which only the main one tells and writes.
     """
     from rectune.train.generations import Generations
     from rectune.train.monitor import RunLog
@@ -104,7 +108,7 @@ def make_callbacks(
     say = transcript.say
     logs = config.output_dir / "logs"
     evaluation_tokens = int(held_out.lengths.sum()) if validation is not None else 0
-    meter = make_meter(config, loaded, model, evaluation_tokens, say)
+    meter = make_meter(config, loaded, model, evaluation_tokens, say, world.size)
     stopping = BestAndStop(
         config.metric_for_best_model,
         config.early_stopping_patience,
@@ -113,6 +117,8 @@ def make_callbacks(
         keep,
         say,
     )
+    if not world.main:
+        return Callbacks(None, stopping, None, None, [], meter)
     generations = None
     if config.gen_eval_samples:
         generations = Generations(
@@ -129,7 +135,9 @@ def make_callbacks(
     return Callbacks(log, stopping, generations, panel, trackers, meter)
 
 
-def make_meter(config: Config, loaded: Loaded, model: Any, evaluation_tokens: int, say: Say) -> Meter:
+def make_meter(
+    config: Config, loaded: Loaded, model: Any, evaluation_tokens: int, say: Say, processes: int = 1
+) -> Meter:
     """What measures speed, with the model's operations and the device's peak where both are known.
 
     Args:
@@ -138,6 +146,7 @@ def make_meter(config: Config, loaded: Loaded, model: Any, evaluation_tokens: in
         model: the adapted model.
         evaluation_tokens: tokens of an evaluation.
         say: prints one line.
+        processes: how many compute, each on a device of its own.
     """
     from rectune.model.flops import peak_operations, training_work
     from rectune.train.speed import Meter
@@ -149,4 +158,4 @@ def make_meter(config: Config, loaded: Loaded, model: Any, evaluation_tokens: in
             f"speed: {work.per_token / 1e9:.2f} GFLOP a token and attention; utilisation (mfu) is of "
             f"{peak[0] / 1e12:.2f} TFLOP/s, {peak[1]}"
         )
-    return Meter(loaded.device, work, peak[0] if peak else None, evaluation_tokens, say)
+    return Meter(loaded.device, work, peak[0] * processes if peak else None, evaluation_tokens, say)

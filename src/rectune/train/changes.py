@@ -96,15 +96,17 @@ GROUPS = (
 - under `refused` where the checkpoint's adapter, optimiser or place in the data would no longer fit.
 """
 
-_BATCH = GROUPS[-1].keys
+PROCESSES = "processes"
+"""How many processes a run has: no key, since a launcher decides it, but told beside the keys that changed."""
+_BATCH = (*GROUPS[-1].keys, PROCESSES)
 
 
 def _group(key: str) -> Group:
-    return next(group for group in GROUPS if key in group.keys)
+    return GROUPS[-1] if key == PROCESSES else next(group for group in GROUPS if key in group.keys)
 
 
-def _step_size(config: Config) -> int:
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps
+def _step_size(config: Config, processes: int) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 
 
 def saved_config(checkpoint: Path) -> Config | None:
@@ -119,7 +121,9 @@ def saved_config(checkpoint: Path) -> Config | None:
     return None
 
 
-def check_changes(before: Config, config: Config, checkpoint: Path, say: Say) -> None:
+def check_changes(
+    before: Config, config: Config, checkpoint: Path, say: Say, processes: tuple[int, int] = (1, 1)
+) -> None:
     """Name every key that is changed, and refuse those with which the checkpoint is no good.
 
     Args:
@@ -127,17 +131,22 @@ def check_changes(before: Config, config: Config, checkpoint: Path, say: Say) ->
         config: what the run is to go on with.
         checkpoint: named in the message.
         say: prints one line.
+        processes: how many trained until the checkpoint, and how many are to go on.
 
     Raises:
         ConfigError: a key that may not change has changed; nothing has been touched.
     """
     then, now = before.model_dump(mode="json"), config.model_dump(mode="json")
+    then[PROCESSES], now[PROCESSES] = processes
     changed = [key for key in now if then[key] != now[key]]
     refused = [key for key in changed if _group(key).rule == "refused"]
-    if _step_size(before) == _step_size(config):
+    if _step_size(before, processes[0]) == _step_size(config, processes[1]):
         refused = [key for key in refused if key not in _BATCH]
     if refused:
         told = "; ".join(f"{key} was {then[key]!r} and is now {now[key]!r}, but {_group(key).why}" for key in refused)
+        times, rest = divmod(_step_size(before, processes[0]), config.per_device_train_batch_size * processes[1])
+        if PROCESSES in refused and not rest:
+            told += f" (as it does with gradient_accumulation_steps={times})"
         raise ConfigError(
             f"{checkpoint}: cannot go on from here: {told}. Put it back, or begin a new run from this adapter with "
             f"adapter_name_or_path={checkpoint} output_dir=OTHER"

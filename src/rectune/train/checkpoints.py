@@ -16,6 +16,8 @@ from rectune.model.lora import ADAPTER_FILE
 _MARK = "complete.json"
 PENDING = "pending.json"
 """What a checkpoint leaves open: the loss since the last log line, and whether its evaluation is still to come."""
+PROCESSES_FILE = "processes.json"
+"""How many processes trained until a checkpoint; where one did there is no such file."""
 _NEEDED = (ADAPTER_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -67,6 +69,12 @@ def evaluation_pending(folder: Path) -> bool:
         return bool(json.loads((folder / PENDING).read_text(encoding="utf-8"))["evaluation"])
     except FileNotFoundError:
         return False
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes trained until a checkpoint."""
+    file = folder / PROCESSES_FILE
+    return int(json.loads(file.read_text(encoding="utf-8"))["processes"]) if file.is_file() else 1
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:

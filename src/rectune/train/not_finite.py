@@ -64,6 +64,7 @@ def broken_weight(model: Any) -> tuple[str, bool] | None:
     for trained in (False, True):
         for name, parameter in model.named_parameters():
             value = parameter.detach()
+            value = value.to_local() if hasattr(value, "to_local") else value  # this process's part of a sharded one
             if parameter.requires_grad == trained and value.is_floating_point() and not torch.isfinite(value).all():
                 return name, trained
     return None

@@ -13,6 +13,7 @@ from rectune.model.lora import as_earlier_adapter
 from rectune.model.shape import ModelShape, UnknownShape, model_shape
 from rectune.train.remedies import Remedy, largest_batch, remedies
 from rectune.train.workload import Workload
+from rectune.world import ALONE, World
 
 Say = Callable[[str], None]
 
@@ -34,6 +35,8 @@ class Machine:
         resident: bytes held before the model.
         room: bytes that the run may hold, the resident ones among them.
         said: what `room` is.
+        processes: how many train together, each with as much.
+        sharded: whether they share the blocks of the base model among them.
     """
 
     device: Any
@@ -42,10 +45,12 @@ class Machine:
     resident: int
     room: int
     said: str
+    processes: int = 1
+    sharded: bool = False
 
     @classmethod
-    def of(cls, config: Config, memory_gib: float | None = None) -> Machine:
-        """This machine, or with `memory_gib` a CUDA card of that memory.
+    def of(cls, config: Config, memory_gib: float | None = None, world: World = ALONE) -> Machine:
+        """This machine, or with `memory_gib` a CUDA card of that memory, for one of these processes.
 
         Raises:
             ConfigError, ResourceError: the precision or the kernel is not to be had.
@@ -62,24 +67,30 @@ class Machine:
             dtype = torch.float16 if config.fp16 else dtype
             said = f"a card of {memory_gib:g} GiB, as given"
             room = int(memory_gib * GIB)
-            return cls(torch.device("cuda"), dtype, _card_kernel(config), int(CUDA_CONTEXT), room, said)
+            kernel = _card_kernel(config)
+            return cls(torch.device("cuda"), dtype, kernel, int(CUDA_CONTEXT), room, said, world.size, world.sharded)
         device, name = choose_device()
         dtype, _ = choose_dtype(config, device)
         kernel, _ = choose_attention(config, device, dtype)
         if device.type == "cuda":
             free = free_bytes(device)  # the context is in use already
-            return cls(device, dtype, kernel, int(CUDA_CONTEXT), free + int(CUDA_CONTEXT), f"free on {name}")
+            room = free + int(CUDA_CONTEXT)
+            return cls(device, dtype, kernel, int(CUDA_CONTEXT), room, f"free on {name}", world.size, world.sharded)
         import peft  # noqa: F401  # what training will have loaded counts as resident
         import transformers.trainer  # noqa: F401
 
         resident = int(psutil.Process().memory_info().rss)
-        room = free_bytes(device) + resident
-        return cls(device, dtype, kernel, resident + CPU_KERNELS, room, "free in main memory")
+        room = free_bytes(device) // world.local_size + resident
+        said = "free in main memory" + (f" for each of {world.local_size} processes" if world.local_size > 1 else "")
+        return cls(device, dtype, kernel, resident + CPU_KERNELS, room, said, world.size, world.sharded)
 
     def memory(self, config: Config, shape: ModelShape) -> Memory:
         """The memory model of a configuration here."""
         slack = CUDA_SLACK if self.device.type == "cuda" else CPU_SLACK
-        return Memory(config, shape, self.device.type, self.dtype.itemsize, self.kernel, self.resident, slack)
+        return Memory(
+            config, shape, self.device.type, self.dtype.itemsize, self.kernel, self.resident, slack,
+            self.processes, self.sharded,
+        )  # fmt: skip
 
 
 def _card_kernel(config: Config) -> str:

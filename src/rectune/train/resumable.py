@@ -20,7 +20,7 @@ from rectune.train.checkpoints import PENDING, evaluation_pending, mark_complete
 
 
 @contextmanager
-def _refusing(checkpoint: str | None, what: str) -> Iterator[None]:
+def refusing(checkpoint: str | None, what: str) -> Iterator[None]:
     """Turn a part of a checkpoint that does not load into one line.
 
     Raises:
@@ -159,16 +159,22 @@ class ResumableTrainer(Trainer):
             mark_complete(folder)
         rotate(run, self.kept)
 
+    def join_saving(self, model: Any, trial: Any) -> None:
+        """Take part in what all processes do together when the main one saves a checkpoint, and write nothing."""
+        best = self.state.best_model_checkpoint
+        super()._save_checkpoint(model, trial)
+        self.state.best_model_checkpoint = best
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _refusing(resume_from_checkpoint, "adapter"):
+        with refusing(resume_from_checkpoint, "adapter"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _refusing(checkpoint, "rng_state.pth"):
+        with refusing(checkpoint, "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with _refusing(checkpoint, "scaler.pt"):
+        with refusing(checkpoint, "scaler.pt"):
             super()._load_scaler(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -176,7 +182,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         asked = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
-        with _refusing(checkpoint, "optimizer.pt or scheduler.pt"):
+        with refusing(checkpoint, "optimizer.pt or scheduler.pt"):
             super()._load_optimizer_and_scheduler(checkpoint)
         scheduler: Any = self.lr_scheduler
         scheduler.base_lrs = [group["initial_lr"] for group in asked]

@@ -17,6 +17,10 @@ Batch = dict[str, torch.Tensor]
 
 _GIB = 1024.0**3
 _FULL = (0.95, 0.90)
+_COUNTED = ("tokens", "pairs", "answers", "words")
+"""What the work of a step is counted in: tokens, pairs of them, answers, places whose loss is taken over words."""
+ANSWERS = 2
+"""Place of the answers among them."""
 
 
 def _utilization() -> float | None:
@@ -76,25 +80,31 @@ class Meter(TrainerCallback):
         self.tokens = 0
         self.warned = 1.0
         self.mark: float | None = None
-        self.counts = {"tokens": 0, "pairs": 0, "answers": 0, "words": 0}
+        self.counts = dict.fromkeys(_COUNTED, 0)
         self.seconds = 0.0
         self.spent: dict[str, list[float]] = {"step": [0.0, 0], "evaluation": [0.0, 0], "checkpoint": [0.0, 0]}
 
-    def saw(self, batches: Sequence[Batch], with_end: bool) -> None:
-        """Count the micro-batches of one optimiser step.
+    @staticmethod
+    def count(batches: Sequence[Batch], with_end: bool) -> list[int]:
+        """The work in the micro-batches of one optimiser step, as `_COUNTED` has it.
 
         Args:
             batches: as the collator makes them.
             with_end: whether label and end token stand behind each answer and are trained.
         """
+        found = [0, 0, 0, 0]
         for batch in batches:
             tokens, pairs = tokens_and_pairs(batch, 2 if with_end else 0)
             answers = len(batch["labels"])
-            self.tokens += tokens
-            self.counts["tokens"] += tokens
-            self.counts["pairs"] += pairs
-            self.counts["answers"] += answers
-            self.counts["words"] += answers * (2 if with_end else 1)
+            work = (tokens, pairs, answers, answers * (2 if with_end else 1))
+            found = [before + more for before, more in zip(found, work, strict=True)]
+        return found
+
+    def saw(self, work: Sequence[int]) -> None:
+        """Book the work of one optimiser step, as `count` gives it, of all processes."""
+        for name, more in zip(_COUNTED, work, strict=True):
+            self.counts[name] += more
+        self.tokens += work[0]
 
     def _lap(self, kind: str) -> float:
         """Seconds since the last mark, booked under what they were spent on."""

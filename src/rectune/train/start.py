@@ -15,7 +15,7 @@ from rectune.lock import NAME
 from rectune.model.lora import ADAPTER_FILE
 from rectune.score.settings import FILE_NAME, load_settings
 from rectune.train.changes import check_changes, saved_config
-from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, read_checkpoint
+from rectune.train.checkpoints import Checkpoint, drop_after, latest_checkpoint, processes_of, read_checkpoint
 
 BEST = "best"
 KEPT = "kept"
@@ -115,10 +115,10 @@ class Beginning:
         return self.config.num_train_epochs - self.asked.num_train_epochs
 
 
-def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say) -> Beginning:
+def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say, processes: int = 1) -> Beginning:
     """Remove what killed processes left half-written, find the starting point, and check that it can be gone on from.
 
-    The caller holds the run folder's lock.
+    The caller holds the run folder's lock; of several `processes` that are to train only the main one calls this.
 
     Raises:
         ConfigError, ModelError: see `starting_point`; a key has changed that may not.
@@ -138,7 +138,7 @@ def prepare_start(config: Config, resume: Resume, overwrite: bool, say: Say) -> 
         longer = config.with_overrides(num_train_epochs=config.num_train_epochs + extra, sweep=space)
     before = None if checkpoint is None else saved_config(checkpoint.folder)
     if checkpoint is not None and before is not None:
-        check_changes(before, longer, checkpoint.folder, say)
+        check_changes(before, longer, checkpoint.folder, say, (processes_of(checkpoint.folder), processes))
     return Beginning(longer, config, checkpoint, checkpoint is None and not overwrite)
 
 

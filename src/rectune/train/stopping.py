@@ -12,6 +12,7 @@ from rectune.errors import RectuneError
 from rectune.terminal import Terminal
 from rectune.train.best import Log, best_evaluation
 from rectune.train.signals import Signals
+from rectune.world import ALONE, World
 
 
 def evaluations_since_best(history: list[Log], metric: str) -> int:
@@ -128,21 +129,28 @@ class EvaluationCut(BaseException):
     """A signal came while the validation events were being scored."""
 
 
+_PASSED_ON = 10.0
+"""Seconds within which launchers pass a signal on to their processes."""
+
+
 class StopSignals(Signals, TrainerCallback):
     """Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops at once.
 
     An evaluation may take longer than whoever sent the signal waits, so it is cut short and made when the run goes on.
-    Before the first step there is nothing to save, so the first one stops at once too.
+    Before the first step there is nothing to save, so the first one stops at once too. Of several processes all stop
+    where one has received a signal: behind the same step, or before the same batch of an evaluation.
 
     Args:
         say: prints one line.
         terminal: where lines go; that it is gone is said once.
+        world: the processes.
     """
 
-    def __init__(self, say: Callable[[str], None], terminal: Terminal) -> None:
-        super().__init__()
+    def __init__(self, say: Callable[[str], None], terminal: Terminal, world: World = ALONE) -> None:
+        super().__init__(same=0.0 if world.alone else _PASSED_ON)
         self.say = say
         self.terminal = terminal
+        self.world = world
         self.stopped = False
         self._begun = False
         self._told = False
@@ -157,9 +165,19 @@ class StopSignals(Signals, TrainerCallback):
         """
         if self._scoring:
             self._scoring = False
-            raise EvaluationCut
+            if self.world.alone:
+                raise EvaluationCut
         if not self._begun:
             raise Interrupted("stopped before the first step; nothing is lost: the same command begins again")
+
+    def look(self) -> None:
+        """Called by all processes between batches of an evaluation: end it in all where one has received a signal.
+
+        Raises:
+            EvaluationCut: one has.
+        """
+        if self.world.any(self.received is not None):
+            raise EvaluationCut
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
@@ -169,8 +187,7 @@ class StopSignals(Signals, TrainerCallback):
             EvaluationCut: one has come, now or before.
         """
         try:
-            if self.received is not None:
-                raise EvaluationCut
+            self.look()
             self._scoring = True
             yield
         except EvaluationCut:
@@ -194,7 +211,7 @@ class StopSignals(Signals, TrainerCallback):
             self.say(f"terminal: it is gone ({self.terminal.gone}); the run goes on and says all in logs/console.log")
         if control.should_save:
             control.should_log = True
-        if self.received is not None and state.global_step < state.max_steps:
+        if self.world.any(self.received is not None) and state.global_step < state.max_steps:
             self.say("stopping after this step; a checkpoint will be saved (again to stop at once)")
             control.should_save = True
             control.should_training_stop = True

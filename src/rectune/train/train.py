@@ -34,11 +34,12 @@ from rectune.prompt.tree import Trees
 from rectune.score.joined import joined_rows
 from rectune.score.settings import AdapterSettings, settings_of
 from rectune.terminal import outlive_terminal
+from rectune.train.accord import check_processes, check_seen, check_world
 from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, say_paging, trainer_arguments
 from rectune.train.backends import load_for_training, prepare_backend, trainer_of
 from rectune.train.callbacks import make_callbacks
-from rectune.train.checkpoints import checkpoint_folders, evaluation_pending, problem_with
+from rectune.train.checkpoints import PROCESSES_FILE, checkpoint_folders, evaluation_pending, problem_with
 from rectune.train.halving import Halving
 from rectune.train.oversample import oversampled
 from rectune.train.plan import Machine, planned
@@ -62,6 +63,7 @@ from rectune.train.start import (
 from rectune.train.trackers import check_trackers
 from rectune.train.transcript import Transcript
 from rectune.train.workload import pack_rows, workload_of
+from rectune.world import World, join_world, name_of_process
 
 if TYPE_CHECKING:
     from rectune.train.stopping import StopSignals
@@ -176,19 +178,45 @@ def train(
     resume = resume or Resume()
     if resume.extra_epochs and config.max_steps > 0:
         raise ConfigError("--extra-epochs: max_steps decides the length of this run; raise max_steps instead")
-    transcript = Transcript(say)
-    record = RunRecord(config.output_dir / "logs")
-    with (
-        run_lock(config.output_dir, transcript.say),
-        outlive_terminal() as terminal,
-        StopSignals(transcript.say, terminal) as signals,
-        no_trace_of_refusal(config.output_dir, record, terminal),
-        transcript.last_words(),
-        record,
-        full_disk(config.output_dir),
-    ):
-        begin = prepare_start(config, resume, overwrite, transcript.say)
-        return _train(begin, console, transcript, record, signals, clear, overwrite, watchers, ignore_plan, rehearsal)
+    check_processes(config, rehearsal)
+    world = join_world()
+    with world.closing(), world.one_fate():
+        check_world(config, world, say)
+        if not world.main:
+            return _follow(config, ignore_plan, world, say)
+        transcript = Transcript(say)
+        record = RunRecord(config.output_dir / "logs")
+        with (
+            run_lock(config.output_dir, transcript.say),
+            outlive_terminal() as terminal,
+            StopSignals(transcript.say, terminal, world) as signals,
+            no_trace_of_refusal(config.output_dir, record, terminal),
+            transcript.last_words(),
+            record,
+            world.one_fate(),  # so that what stands above notes the reason and not what it led to here
+            full_disk(config.output_dir),
+        ):
+            begin = world.from_main(
+                "start", lambda: prepare_start(config, resume, overwrite, transcript.say, world.size)
+            )
+            return _train(
+                begin, console, transcript, record, signals, clear, overwrite, watchers, ignore_plan, rehearsal, world
+            )
+
+
+def _follow(config: Config, ignore_plan: bool, world: World, say: Say) -> Path:
+    """What all but the main process do: the same, but that one speaks for them and writes."""
+    from rectune.train.stopping import StopSignals
+
+    def aloud(line: str) -> None:
+        say(f"{name_of_process()}{line}")
+
+    transcript = Transcript(lambda line: None)
+    with outlive_terminal() as terminal, StopSignals(transcript.say, terminal, world) as signals:
+        begin: Beginning = world.from_main("start")
+        record = RunRecord(config.output_dir / "logs")
+        quiet = Console(quiet=True)
+        return _train(begin, quiet, transcript, record, signals, False, False, (), ignore_plan, False, world, aloud)
 
 
 def _train(
@@ -202,11 +230,19 @@ def _train(
     watchers: Sequence[Any],
     ignore_plan: bool,
     rehearsal: bool,
+    world: World,
+    aloud: Say | None = None,
 ) -> Path:
-    """Train from a beginning that was found good, under the run folder's lock."""
+    """Train from a beginning that was found good, under the run folder's lock.
+
+    Args other than those of `train`:
+        world: the processes; what is written is written by the main one.
+        aloud: prints a line that only this process can say, where `transcript` says nothing.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerState
 
+    from rectune.model.sharding import mesh_of, shard_blocks
     from rectune.train.batches import TrainingCollator
     from rectune.train.checkup import Checkup, facts_of
     from rectune.train.not_finite import BatchNames
@@ -215,21 +251,26 @@ def _train(
 
     config, start, say = begin.config, begin.checkpoint, transcript.say
     run = config.output_dir
-    if begin.in_place:  # otherwise nothing is touched before data and model are found good
+    aloud = aloud or say
+    if begin.in_place and world.main:  # otherwise nothing is touched before data and model are found good
         save_config(config, begin.asked)
         transcript.open(run)
-    data = open_dataset(config, say)
+    with world.main_first("data"):
+        data = open_dataset(config, say)
     if start is not None:
+        check_seen(start, world)
         check_same_data(start, data.content_hash)
-    if clear:
-        clear_cache(config, say)
-    machine = Machine.of(config)  # a kernel or a precision that is not to be had is said before anything is tokenised
-    prompts = prompts_for(config, Pieces(load_tokenizer(config, say)))
-    trees, held_out = (
-        encode(config, data.table, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
-        for split in (TRAIN, VALIDATION)
-        for rows in (split_sample(config, data.table, split),)
-    )
+    # A kernel or a precision that is not to be had is said before anything is tokenised.
+    machine = Machine.of(config, world=world)
+    with world.main_first("tokens"):
+        if clear:
+            clear_cache(config, say)
+        prompts = prompts_for(config, Pieces(load_tokenizer(config, say)))
+        trees, held_out = (
+            encode(config, data.table, data.catalog, data.content_hash, prompts, rows, say, training=split == TRAIN)
+            for split in (TRAIN, VALIDATION)
+            for rows in (split_sample(config, data.table, split),)
+        )
     many = len(config.classes) > 2
     natural, sampled = trees, oversampled(config, trees.labels, say)
     if config.oversample != "none":
@@ -243,29 +284,36 @@ def _train(
     _check_classes(trees)
     packs = _packs(config, trees, say, rehearsal)
     plan = planned(config, workload_of(config, trees, held_out, packs), machine, ignore_plan, say)
-    loaded = load_for_training(config, say)
-    say_paging(config, loaded.device.type, say)
-    loaded = for_answers(config, loaded, prompts.verbalizer, say)
-    stack, _ = prior_of(config, data.table, data.catalog, data.content_hash, say)
-    cache = config.preprocessing_cache_dir
-    joining = fit_served(config.blend, data.table, data.catalog, data.content_hash, cache, say)
-    settings = settings_of(
-        config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
-        data.content_hash, data.table, {} if stack is None else {"stack": stack},
-    )  # fmt: skip
-    settings = settings.with_loss_shift(answer_loss.shift)
-    settings = replace(settings, class_shift=sampled.shift.tolist()) if many else settings
-    joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
-    model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
+    sharing = mesh_of(world, machine.device) if world.sharded else None
+    with world.in_turn("model") if world.sharded else world.main_first("model"):
+        loaded = load_for_training(config, say, hold=world.sharded)
+        say_paging(config, loaded.device.type, say)
+        loaded = for_answers(config, loaded, prompts.verbalizer, say)
+        stack, _ = prior_of(config, data.table, data.catalog, data.content_hash, say)
+        cache, blend = config.preprocessing_cache_dir, config.blend if world.main else []
+        joining = fit_served(blend, data.table, data.catalog, data.content_hash, cache, say)
+        settings = settings_of(
+            config, prompts.verbalizer, loaded.source, loaded.revision, str(loaded.dtype).removeprefix("torch."),
+            data.content_hash, data.table, {} if stack is None else {"stack": stack},
+        )  # fmt: skip
+        settings = settings.with_loss_shift(answer_loss.shift)
+        settings = replace(settings, class_shift=sampled.shift.tolist()) if many else settings
+        joined = joined_rows(joining, data, held_out.rows.astype(np.int64))
+        model = adapted_model(config, loaded, settings, prompts.verbalizer, say)
+        if sharing is not None:
+            shard_blocks(model, sharing, loaded.device)
     validation = None
     if config.eval_strategy != "no":
         validation = Validation(held_out, data.users(held_out.rows), classes=classes_of(config, sampled.shift))
 
-    halving = Halving(config.auto_batch, say, start.folder if start else None)
+    # Where the model is sharded, all processes must make as many passes.
+    halving = Halving(config.auto_batch and not world.sharded, aloud, start.folder if start else None)
     if plan is not None and plan.in_parts() and machine.device.type == "cpu" and not ignore_plan:
         halving.begin_with(plan.rows_at_once())
 
     def keep(step: int, value: float) -> str:
+        if not world.main:
+            return str(run / BEST)
         with atomic_folder(run / BEST) as folder:
             model.save_pretrained(folder)
             seal_adapter(folder)
@@ -282,24 +330,29 @@ def _train(
         settings.save(folder)
         seal_adapter(folder)
         halving.save(folder)
+        if not world.alone:
+            write_json(folder / PROCESSES_FILE, {"processes": world.size})
         if (run / BEST).is_dir():
             shutil.copytree(run / BEST, folder / KEPT / BEST, dirs_exist_ok=True)
 
-    if not begin.in_place:
-        if overwrite:
-            empty(run)
-        save_config(config, begin.asked)
-        transcript.open(run)
-    go_back(run, start)
+    if world.main:
+        if not begin.in_place:
+            if overwrite:
+                empty(run)
+            save_config(config, begin.asked)
+            transcript.open(run)
+        go_back(run, start)
+    world.meet("ready")
     if start is not None:
         say_banner(start, say)
-    last = planned_steps(config, len(packs), config.num_train_epochs)
+    last = planned_steps(config, len(packs), config.num_train_epochs, world.size)
     called = make_callbacks(
         config, data, loaded, model, held_out, validation, prompts.verbalizer, answer_loss.shift, record,
-        start.step + 1 if start else None, keep, transcript, console,
+        start.step + 1 if start else None, keep, transcript, console, world,
     )  # fmt: skip
     facts = facts_of(config, natural, held_out, len(set(data.users(held_out.rows))), last)
     checkup = Checkup(run / "logs", facts, say, lambda: signals.stopped)
+    diagnosing = world.main and not many
     if many:
         say("diagnosis: left out, since its rules are made for two classes")
     trainer = trainer_of(config)(
@@ -313,6 +366,8 @@ def _train(
         start=start.folder if start else None,
         on_saved=saved,
         cutting=signals.cutting,
+        look=None if world.alone else signals.look,
+        world=world,
         halving=halving,
         name_batch=BatchNames(trees, data),
         meter=called.meter,
@@ -322,7 +377,7 @@ def _train(
         eval_dataset=range(len(held_out)),  # evaluate() reads `validation`; the Trainer only wants to see one
         data_collator=TrainingCollator(trees, prompts.verbalizer, config.ends_answers),
         processing_class=loaded.tokenizer,
-        callbacks=called.all(*([] if many else [checkup]), *watchers, signals),
+        callbacks=called.all(*([checkup] if diagnosing else []), *watchers, signals),
     )
     done = None
     if start is not None:
@@ -333,13 +388,16 @@ def _train(
         trainer.state.max_steps = last
     if start is not None and done is not None:
         say(f"resume: nothing is left to train, {done}; --extra-epochs N goes on")
-        record.progress(start.step, last, None)
+        if world.main:
+            record.progress(start.step, last, None)
     else:
         try:
             with called, shortages(loaded.device.type, plan, run, halving):
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         except NotFinite as error:
-            if not many:
+            if not world.main:
+                raise
+            if diagnosing:
                 checkup.look(trainer.state.log_history, silent=True)
             raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
     if signals.stopped:
@@ -354,6 +412,8 @@ def _train(
         keep(trainer.state.global_step, float("nan"))
         if validation is not None:
             say(f"best: no evaluation gave a {config.metric_for_best_model}, so the last adapter is kept")
+    if not world.main:
+        return run
     check_best(run, trainer.state.best_global_step)
     publish(run / BEST, run, config.blend, say)
     publish_tokenizer(loaded.tokenizer, run)

@@ -33,10 +33,10 @@ from rectune.model.losses import AnswerLoss
 from rectune.prompt.tree import Trees
 from rectune.prompt.verbalizer import Verbalizer
 from rectune.score.scorer import CHUNK, score_classes, score_trees
-from rectune.train.halving import Halving, parts_of
+from rectune.train.halving import parts_of
 from rectune.train.not_finite import BROKEN, SKIPPED_IN_A_ROW, Batch, broken_weight, explain, guilty_batch, which_batch
-from rectune.train.resumable import ResumableTrainer
-from rectune.train.speed import Meter
+from rectune.train.parallel import ParallelTrainer
+from rectune.train.speed import ANSWERS, Meter
 from rectune.train.stopping import EvaluationCut
 
 
@@ -117,7 +117,7 @@ class Validation:
         return float(np.abs(self.log_odds[answers] - self.untrained).mean())
 
 
-class AnswerTrainer(ResumableTrainer):
+class AnswerTrainer(ParallelTrainer):
     """Hugging Face's Trainer with the loss at answer positions and metrics from answers' scores.
 
     Args:
@@ -127,10 +127,10 @@ class AnswerTrainer(ResumableTrainer):
         lr_ratio: how much faster the adapter's matrices B learn than its matrices A (LoRA+); None is alike.
         with_end: whether the token behind each label is trained too (the pointwise layout).
         validation: what `evaluate` scores; None when there is no evaluation.
-        halving: how micro-batches that do not fit the memory are taken apart.
+        look: called while validation is scored, by all of several processes; may end the scoring.
         name_batch: tells in words which events the trees of a batch hold.
         meter: counts the work of each step.
-        arguments: as `ResumableTrainer` takes them.
+        arguments: as `ParallelTrainer` takes them.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class AnswerTrainer(ResumableTrainer):
         lr_ratio: float | None,
         with_end: bool,
         validation: Validation | None,
-        halving: Halving,
         meter: Meter,
+        look: Callable[[], None] | None = None,
         name_batch: Callable[[list[int]], str] = str,
         **arguments: Any,
     ) -> None:
@@ -155,8 +155,8 @@ class AnswerTrainer(ResumableTrainer):
         self.lr_ratio = lr_ratio
         self.with_end = with_end
         self.validation = validation
-        self.halving = halving
         self.meter = meter
+        self.look = look
         self.name_batch = name_batch
         self.step_batches: list[Batch] = []
         self.skipped = 0
@@ -181,12 +181,13 @@ class AnswerTrainer(ResumableTrainer):
         return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Answers in all micro-batches of one optimiser step."""
+        """Answers in all micro-batches of one optimiser step, of all processes."""
         self.step_batches = batch_samples  # kept to name the one that breaks the run
         if not batch_samples:
             return None
-        self.meter.saw(batch_samples, self.with_end)
-        return torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        work = self.world.sum(self.meter.count(batch_samples, self.with_end))
+        self.meter.saw(work)
+        return torch.tensor(work[ANSWERS], device=device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, with speed and memory in each line of the training loss."""
@@ -197,7 +198,9 @@ class AnswerTrainer(ResumableTrainer):
     ) -> torch.Tensor:
         """Forward and backward of a micro-batch, in parts where it does not fit the memory at once."""
         step = super().training_step
-        return self.halving.step(model, inputs, lambda part: step(model, part, num_items_in_batch))
+        return self.take_part(
+            model, lambda: self.halving.step(model, inputs, lambda part: step(model, part, num_items_in_batch))
+        )
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Remember what the model answers before its first step, also where a checkpoint's weights are loaded next."""
@@ -220,7 +223,7 @@ class AnswerTrainer(ResumableTrainer):
         """
         loss = self._batch_loss(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise self._broken("loss", loss.item(), inputs)
+            self.not_finite(self._broken("loss", loss.item(), inputs))
         return (loss, None) if return_outputs else loss
 
     def _batch_loss(self, model: Any, inputs: Batch, count: torch.Tensor | int | None) -> torch.Tensor:
@@ -254,10 +257,15 @@ class AnswerTrainer(ResumableTrainer):
         self.skipped += 1
         if getattr(self.accelerator, "scaler", None) is not None and self.skipped < SKIPPED_IN_A_ROW:
             return norm
-        whole = map(self._prepare_inputs, self.step_batches)
-        batches = [part for batch in whole for part in parts_of(batch, self.halving.rows or len(batch["input_ids"]))]
-        culprit = guilty_batch(model, batches, lambda batch: self._batch_loss(model, batch, None))
-        raise self._broken("gradient", float(norm), culprit)
+        culprit = None
+        if not self.world.sharded:  # where a pass by itself would wait for the others
+            whole = map(self._prepare_inputs, self.step_batches)
+            at_once = self.halving.rows
+            batches = [part for batch in whole for part in parts_of(batch, at_once or len(batch["input_ids"]))]
+            culprit = guilty_batch(model, batches, lambda batch: self._batch_loss(model, batch, None))
+        error = self._broken("gradient", float(norm), culprit)
+        self.hear(error)
+        raise error
 
     def _broken(self, what: str, value: float, culprit: Batch | None = None) -> NotFinite:
         """Leave an entry in the history that says what broke the run, and make the error that says it too.
@@ -284,8 +292,10 @@ class AnswerTrainer(ResumableTrainer):
         self.state.log_history.append(entry)
         return NotFinite(f"step {entry['step']}: {'; '.join(explain(entry))}")
 
-    def _scores(self, trees: Trees) -> npt.NDArray[np.float64]:
+    def _scores(self, trees: Trees, look: Callable[[], None] | None = None) -> npt.NDArray[np.float64]:
         """Log-odds of all answers of the trees, or log-probabilities where there are more than two classes.
+
+        Several processes share the batches, and all get all scores.
 
         Raises:
             NotFinite: one of them is not a number.
@@ -293,7 +303,7 @@ class AnswerTrainer(ResumableTrainer):
         size = self.args.per_device_eval_batch_size
         try:
             score = score_classes if self.validation is not None and self.validation.many else score_trees
-            return score(self.model, trees, self.verbalizer, size, self.attention)
+            return score(self.model, trees, self.verbalizer, size, self.attention, world=self.world, look=look)
         except NotFinite as error:
             raise self._broken("scores", math.nan) from error
 
@@ -330,7 +340,7 @@ class AnswerTrainer(ResumableTrainer):
         trees = self.validation.trees
         try:
             with self.cutting():
-                log_odds = self._scores(trees)
+                log_odds = self._scores(trees, self.look)
         except EvaluationCut:
             self.put_off_evaluation()
             return {}

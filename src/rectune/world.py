@@ -1,0 +1,395 @@
+"""The processes that train together: which one this is, what passes between them, and that they end together.
+
+`accelerate launch` and `torchrun` start the same command several times. What is small (counts, flags, scores) passes
+through gloo between the processes' main memories, which is the same on every device; gradients and sharded weights go
+by the device's own backend. Waits that may be long, such as for tokenising, look at a key-value store, so that no
+collective times out and a signal is not kept waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from rectune.errors import ConfigError, PeerFailed, RectuneError, ResourceError
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits in a collective for the slowest other one; the main one may be saving a checkpoint."""
+_LOOK = 0.05
+"""Seconds between two looks into the store."""
+_PRECEDENCE = 2.0
+"""Seconds for which the others let the main process say first what all of them have met."""
+_CLOSING = 20.0
+"""Seconds for which the others wait until the main process has put its files in order: launchers kill the rest when
+the first process ends with an error."""
+_LOST = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "nccl", "socket")
+"""What the libraries' errors name when another process is gone."""
+_OTHER_LAUNCHERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def world_size() -> int:
+    """How many processes a launcher has started for this command; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") else 1
+
+
+def met() -> bool:
+    """Whether this process has met the others; until then each finds what is wrong by itself, and one says it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_available() and distributed.is_initialized())
+
+
+def name_of_process() -> str:
+    """What begins a line of another process than the main one, where there are several; empty in that one."""
+    rank = int(os.environ.get("RANK") or 0)
+    return f"process {rank}: " if world_size() > 1 and rank else ""
+
+
+class World:
+    """This process among those that train together. Without arguments it is the only one, and nothing passes.
+
+    Attributes:
+        rank, size: number of this process, from 0, and how many there are.
+        local_size: how many of them run on this machine.
+        backend: what gradients go by, in words.
+        sharded: whether each holds only a part of the base model's blocks (FSDP2), so that all must make the same
+            number of passes at the same time.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, node: int = 0,
+        backend: str = "", sharded: bool = False, store: Any = None,
+    ) -> None:  # fmt: skip
+        self.rank = rank
+        self.size = size
+        self.local_rank = local_rank
+        self.local_size = local_size
+        self.node = node
+        self.backend = backend
+        self.sharded = sharded
+        self._store = store
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.size == 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    # --- what passes between processes that stand at the same place; each of these waits for all ---
+
+    def sum(self, values: Sequence[int]) -> list[int]:
+        """Sums of whole numbers over all processes."""
+        return list(values) if self.alone else [int(value) for value in self._reduced(values, "int64", "SUM")]
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        return value if self.alone else float(self._reduced([value], "float64", "SUM")[0]) / self.size
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """The largest of each whole number over all processes."""
+        return list(values) if self.alone else [int(value) for value in self._reduced(values, "int64", "MAX")]
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in any process."""
+        return bool(self.largest([int(flag)])[0])
+
+    def sum_array(self, array: Any) -> Any:
+        """The sum of a float64 array over all processes; exact where all but one hold zeros."""
+        return array if self.alone else self._reduced(array, "float64", "SUM").numpy()
+
+    def _reduced(self, values: Any, kind: str, how: str) -> Any:
+        import torch
+        from torch import distributed
+
+        tensor = torch.as_tensor(values, dtype=getattr(torch, kind)).clone()
+        distributed.all_reduce(tensor, getattr(distributed.ReduceOp, how))
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """A small value of every process, in the order of their numbers."""
+        if self.alone:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def sum_gradients(self, parameters: Any) -> None:
+        """Add the gradients of all processes, in one message of the device's own backend."""
+        if self.alone:
+            return
+        import torch
+        from torch import distributed
+
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        at = 0
+        for gradient in gradients:
+            gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+            at += gradient.numel()
+
+    # --- waits that may be long ---
+
+    def _set(self, key: str) -> None:
+        self._store.set(key, "1")
+
+    def _wait(self, key: str) -> None:
+        """Wait for a key.
+
+        Raises:
+            PeerFailed: another process has failed meanwhile.
+        """
+        while not self._store.check([key]):
+            self._look_for_failure()
+            time.sleep(_LOOK)
+
+    @contextmanager
+    def main_first(self, stage: str) -> Iterator[None]:
+        """Inside, the main process goes first, then one process of each other machine, then all others.
+
+        What the first makes (a dataset, tokens, an unpacked model) the others find, also where each machine has a
+        disk of its own.
+
+        Args:
+            stage: its name, used once.
+        """
+        if self.alone:
+            yield
+            return
+        mine = f"{stage}/machine {self.node}"
+        if not self.main:
+            self._wait(f"{stage}/main" if self.local_rank == 0 else mine)
+        yield
+        if self.local_rank == 0:
+            self._set(mine)
+        if self.main:
+            self._set(f"{stage}/main")
+
+    @contextmanager
+    def in_turn(self, stage: str) -> Iterator[None]:
+        """Inside, the processes of a machine go one after another, so that only one holds what it needs in passing."""
+        if self.alone:
+            yield
+            return
+        if self.local_rank:
+            self._wait(f"{stage}/turn {self.node}/{self.local_rank - 1}")
+        yield
+        self._set(f"{stage}/turn {self.node}/{self.local_rank}")
+
+    def meet(self, stage: str) -> None:
+        """Wait until all are here."""
+        if self.alone:
+            return
+        if self._store.add(f"{stage}/here", 1) == self.size:
+            self._set(f"{stage}/all")
+        self._wait(f"{stage}/all")
+
+    def from_main(self, stage: str, make: Callable[[], T] | None = None) -> T:
+        """What the main process makes, in all of them; the others need not say how."""
+        held: list[Any] = [None]
+        with self.main_first(stage):
+            if self.main and make is not None:
+                held[0] = make()
+        if not self.alone:
+            from torch import distributed
+
+            distributed.broadcast_object_list(held, src=0)
+        made: T = held[0]
+        return made
+
+    # --- ending together ---
+
+    def _failure(self) -> dict[str, Any] | None:
+        """The first failure of any process, where there is one."""
+        if not self._store.check(["failed"]):
+            return None
+        told: dict[str, Any] = json.loads(self._store.get("failed"))
+        return told
+
+    def _look_for_failure(self) -> None:
+        told = self._failure()
+        if told is not None and told["rank"] != self.rank:
+            raise _peer(told)
+
+    def _first_failure(self, error: BaseException) -> dict[str, Any]:
+        """Post this process's failure, unless another one came first; the first of all."""
+        end = time.monotonic() + (0.0 if self.main and not _lost(error) else _PRECEDENCE)
+        if isinstance(error, PeerFailed):
+            end = time.monotonic() + _CLOSING  # whoever failed is about to say why
+        while (told := self._failure()) is None and time.monotonic() < end:
+            time.sleep(_LOOK)
+        if told is None:
+            own = {"rank": self.rank, "code": getattr(error, "exit_code", 1), "message": str(error).partition("\n")[0]}
+            told = json.loads(self._store.compare_set("failed", "", json.dumps(own)))
+        return told
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """An error of one process ends all: the first to fail says why, and the others end quietly.
+
+        Raises:
+            PeerFailed: in place of whatever another process's failure has led to here.
+        """
+        if self.alone:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, PeerFailed) and str(error):
+                raise
+            found: Exception = error
+            if _lost(error):
+                found = ResourceError(
+                    "another process of this run is gone without a word, killed perhaps or out of memory; the last "
+                    "checkpoint is whole: run again with --resume"
+                )
+            try:
+                told = self._first_failure(found)
+            except RuntimeError:  # the store went with the main process
+                raise found from error
+            if told["rank"] != self.rank:
+                raise _peer(told) from error
+            if found is error:
+                raise
+            raise found from error
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Around all that a run does: the others end after the main process where it has said what ends them all."""
+        if self.alone:
+            yield
+            return
+        try:
+            yield
+        except RectuneError:
+            with suppress(RuntimeError):
+                if self.main:
+                    self._set("closed")
+                else:
+                    told, end = self._failure(), time.monotonic() + _CLOSING
+                    while told and told["rank"] == 0 and not self._store.check(["closed"]) and time.monotonic() < end:
+                        time.sleep(_LOOK)
+            raise
+        self.meet("end")
+        from torch import distributed
+
+        distributed.destroy_process_group()
+
+
+ALONE = World()
+"""The world of one process."""
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether an error is about another process that is gone."""
+    if isinstance(error, RectuneError):
+        return False
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _LOST)
+
+
+def _peer(told: dict[str, Any]) -> PeerFailed:
+    """The failure of another process, as an error of this one."""
+    error = PeerFailed(f"process {told['rank']}: {told['message']}")
+    error.exit_code = int(told["code"])
+    return error
+
+
+def _sharding() -> bool:
+    """Whether the launcher asks for FSDP2.
+
+    Accelerate would shard the adapter too, and does not shard on a CPU at all, so it is told nothing of it.
+
+    Raises:
+        ConfigError: it asks for FSDP in a form that is not supported.
+    """
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return False
+    del os.environ["ACCELERATE_USE_FSDP"]
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("fsdp_version: got 1, allowed: 2; set fsdp_version: 2 in the launcher's configuration")
+    for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
+        if _asked(f"FSDP_{name}"):
+            instead = "gradient_checkpointing=true" if name.startswith("ACT") else "more processes, or use_qlora=true"
+            raise ConfigError(f"fsdp_{name.lower()}: got true, which is not supported; leave it out and use {instead}")
+    if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "").lower() == "false":
+        raise ConfigError(
+            "fsdp_reshard_after_forward: got false, with which every process would hold the whole model; leave it out, "
+            "or use distributed_type: MULTI_GPU"
+        )
+    return True
+
+
+def join_world() -> World:
+    """Meet the other processes that a launcher has started; alone without a launcher.
+
+    Raises:
+        ConfigError: the launcher asks for what is not supported.
+        ResourceError: there are more processes on this machine than cards, or the others cannot be reached.
+    """
+    size = world_size()
+    if size == 1:
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # nothing to shard among
+        return ALONE
+    for name, what in _OTHER_LAUNCHERS.items():
+        if _asked(name):
+            raise ConfigError(f"launcher: {what} is not supported; use distributed_type: MULTI_GPU or FSDP")
+    sharded = _sharding()
+    import torch
+
+    distributed: Any = torch.distributed
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    if torch.cuda.is_available():
+        if _asked("ACCELERATE_USE_CPU"):
+            raise ConfigError("use_cpu: got true on a machine with CUDA; hide its cards with CUDA_VISIBLE_DEVICES=")
+        if local >= torch.cuda.device_count():
+            raise ResourceError(
+                f"processes: {local_size} on this machine, which has {torch.cuda.device_count()} cards; give one a card"
+            )
+        torch.cuda.set_device(local)
+        backend, said = "cpu:gloo,cuda:nccl", "NCCL"
+    elif torch.backends.mps.is_available():
+        raise ResourceError("processes: several train on CUDA cards or on CPUs, not on an Apple GPU; start one")
+    else:
+        backend, said = "gloo", "gloo on CPUs"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosting = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        first = distributed.TCPStore(host, port, None, hosting, timedelta(minutes=5), wait_for_workers=False)
+        distributed.init_process_group(
+            backend,
+            store=distributed.PrefixStore(f"rectune/{attempt}/group", first),
+            rank=rank,
+            world_size=size,
+            timeout=_TIMEOUT,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ResourceError(f"processes: the others cannot be reached through {host}:{port} ({reason})") from error
+    store = distributed.PrefixStore(f"rectune/{attempt}/world", first)
+    node = int(os.environ.get("GROUP_RANK") or 0)
+    return World(rank, size, local, local_size, node, said, sharded, store)
