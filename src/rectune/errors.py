@@ -9,6 +9,8 @@ class RectuneError(Exception):
     """Base of every error that is reported to the user as one line."""
 
     exit_code = 1
+    shared = False
+    """Whether all processes of a run have met it, so that the main one says it."""
 
 
 class ConfigError(RectuneError):

@@ -43,6 +43,10 @@ def _asked(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
+class PeerLost(ResourceError):  # noqa: N818
+    """Another process is gone, and nobody has said why."""
+
+
 def world_size() -> int:
     """How many processes a launcher has started for this command; 1 without one."""
     return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") else 1
@@ -149,6 +153,18 @@ class World:
             gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
             at += gradient.numel()
 
+    def share_parameters(self, parameters: Any) -> None:
+        """Give all processes the main one's values of what is trained; cards may have rounded them otherwise."""
+        if self.alone:
+            return
+        import torch
+        from torch import distributed
+
+        with torch.no_grad():
+            for parameter in parameters:
+                if parameter.requires_grad:
+                    distributed.broadcast(parameter.data, src=0)
+
     # --- waits that may be long ---
 
     def _set(self, key: str) -> None:
@@ -160,9 +176,11 @@ class World:
         Raises:
             PeerFailed: another process has failed meanwhile.
         """
+        pause = _LOOK
         while not self._store.check([key]):
             self._look_for_failure()
-            time.sleep(_LOOK)
+            time.sleep(pause)
+            pause = min(1.0, 1.1 * pause)
 
     @contextmanager
     def main_first(self, stage: str) -> Iterator[None]:
@@ -234,9 +252,12 @@ class World:
 
     def _first_failure(self, error: BaseException) -> dict[str, Any]:
         """Post this process's failure, unless another one came first; the first of all."""
-        end = time.monotonic() + (0.0 if self.main and not _lost(error) else _PRECEDENCE)
-        if isinstance(error, PeerFailed):
-            end = time.monotonic() + _CLOSING  # whoever failed is about to say why
+        patience = 0.0 if self.main else _PRECEDENCE
+        if isinstance(error, PeerFailed) or (getattr(error, "shared", False) and not self.main):
+            patience = _CLOSING  # whoever is to say why is about to
+        elif isinstance(error, PeerLost):
+            patience = _PRECEDENCE
+        end = time.monotonic() + patience
         while (told := self._failure()) is None and time.monotonic() < end:
             time.sleep(_LOOK)
         if told is None:
@@ -261,7 +282,7 @@ class World:
                 raise
             found: Exception = error
             if _lost(error):
-                found = ResourceError(
+                found = PeerLost(
                     "another process of this run is gone without a word, killed perhaps or out of memory; the last "
                     "checkpoint is whole: run again with --resume"
                 )
@@ -370,6 +391,11 @@ def join_world() -> World:
                 f"processes: {local_size} on this machine, which has {torch.cuda.device_count()} cards; give one a card"
             )
         torch.cuda.set_device(local)
+        from accelerate.utils import check_cuda_p2p_ib_support
+
+        if not check_cuda_p2p_ib_support():  # RTX 4000 cards, to which `accelerate launch` does the same
+            for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+                os.environ.setdefault(name, "1")
         backend, said = "cpu:gloo,cuda:nccl", "NCCL"
     elif torch.backends.mps.is_available():
         raise ResourceError("processes: several train on CUDA cards or on CPUs, not on an Apple GPU; start one")

@@ -38,14 +38,7 @@ def check_world(config: Config, world: World, say: Say) -> None:
     """
     if world.alone:
         return
-    if world.sharded:
-        if config.use_qlora or config.quantization_bit is not None:
-            raise ConfigError(
-                "use_qlora: a quantised base model is not sharded; use distributed_type: MULTI_GPU, where each card "
-                "holds all of it in 4 or 8 bits, or use_qlora=false"
-            )
-        if config.gen_eval_samples:
-            raise ConfigError("gen_eval_samples: a sharded model generates nothing; use 0")
+    check_sharding(config, world)
     if world.main:
         rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
         kind = "each with a part of the base model's blocks (FSDP2)" if world.sharded else "each with the whole model"
@@ -53,6 +46,23 @@ def check_world(config: Config, world: World, say: Say) -> None:
             f"processes: {world.size} through {world.backend}, {kind}; a step takes {world.size} x {rows} x {times} = "
             f"{world.size * rows * times} sequences"
         )
+
+
+def check_sharding(config: Config, world: World) -> None:
+    """See that a model that several processes are to share can be shared.
+
+    Raises:
+        ConfigError: its base model is quantised, or it is to generate.
+    """
+    if not world.sharded:
+        return
+    if config.use_qlora or config.quantization_bit is not None:
+        raise ConfigError(
+            "use_qlora: a quantised base model is not sharded; use distributed_type: MULTI_GPU, where each card holds "
+            "all of it in 4 or 8 bits, or use_qlora=false"
+        )
+    if config.gen_eval_samples:
+        raise ConfigError("gen_eval_samples: a sharded model generates nothing; use 0")
 
 
 def check_seen(start: Checkpoint, world: World) -> None:

@@ -45,7 +45,14 @@ class Pace:
 
 
 def estimate_pace(
-    config: Config, shape: ModelShape, work: Workload, device: Any, dtype: Any, tflops: float | None, given: bool = True
+    config: Config,
+    shape: ModelShape,
+    work: Workload,
+    device: Any,
+    dtype: Any,
+    tflops: float | None,
+    given: bool = True,
+    processes: int = 1,
 ) -> Pace:
     """The speed of a configuration.
 
@@ -56,6 +63,8 @@ def estimate_pace(
         device, dtype: where and in what precision products are measured.
         tflops: matrix products' speed of a machine one does not have; None measures this one.
         given: whether a person gave that figure.
+        processes: how many share the steps, each on a card of its own, or all on this machine's cores; what passes
+            between them is left out.
 
     Raises:
         ResourceError: the speed of this device can neither be looked up nor measured.
@@ -77,6 +86,9 @@ def estimate_pace(
         if measured is None:
             raise ResourceError(f"plan: nothing is known of the speed of {device.type}; give --tflops N")
         speed, said = measured[0], f"{measured[0] / 1e12:.2f} TFLOP/s, {measured[1]}"
+    if device.type == "cpu":
+        speed /= processes
     known = side.rows > 0 or config.max_steps > 0
-    steps = planned_steps(config, side.rows, config.num_train_epochs) if known else None
-    return Pace(flops / (speed * share), per_step * side.mean, steps, f"{said}, of which training reaches {share:.0%}")
+    steps = planned_steps(config, side.rows, config.num_train_epochs, processes) if known else None
+    tokens = processes * per_step * side.mean
+    return Pace(flops / (speed * share), tokens, steps, f"{said}, of which training reaches {share:.0%}")

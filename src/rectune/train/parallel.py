@@ -40,6 +40,13 @@ def _set_device_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.random.set_rng_state(state["cuda"])
 
 
+def _shared(message: str) -> NotFinite:
+    """What all processes have agreed that one of them has met."""
+    error = NotFinite(message)
+    error.shared = True
+    return error
+
+
 class ParallelTrainer(ResumableTrainer):
     """A ResumableTrainer whose steps may be shared by several processes; with one it changes nothing.
 
@@ -73,6 +80,7 @@ class ParallelTrainer(ResumableTrainer):
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Train; processes other than the main one draw other dropout than it does."""
+        self.world.share_parameters(self.model.parameters())
         if not self.world.main:
             torch.manual_seed(self.args.seed + self.world.rank)
         return super().train(*arguments, **named)
@@ -134,7 +142,7 @@ class ParallelTrainer(ResumableTrainer):
         if own is not None:
             history.pop()
         history.append(told[0])
-        raise NotFinite(told[1]) from error
+        raise _shared(told[1]) from error
 
     def hear(self, error: NotFinite) -> None:
         """Let all processes, each of which has met an error, raise the one that names the batch to blame.
@@ -142,11 +150,12 @@ class ParallelTrainer(ResumableTrainer):
         Raises:
             NotFinite: another process knows it.
         """
+        error.shared = True
         entries = self.world.gather((self.state.log_history[-1], str(error)))
         entry, message = next((told for told in entries if told[0].get("rows")), entries[0])
         self.state.log_history[-1] = entry
         if message != str(error):
-            raise NotFinite(message)
+            raise _shared(message)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint by the main process; the others take part in what all do together."""

@@ -127,6 +127,12 @@ class Plan:
         return self.footprint(config).total
 
     @property
+    def step_size(self) -> int:
+        """Sequences of an optimiser step, of all processes."""
+        config = self.config
+        return self.machine.processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
+
+    @property
     def fits(self) -> bool:
         """Whether the peak is within the machine's memory."""
         return self.total(self.config) <= self.machine.room

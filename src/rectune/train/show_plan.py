@@ -15,9 +15,11 @@ from rectune.data.folder import META
 from rectune.errors import DataError, ModelError, ResourceError
 from rectune.model.lora import as_earlier_adapter
 from rectune.model.shape import model_shape
+from rectune.train.accord import check_sharding
 from rectune.train.pace import Pace, estimate_pace
 from rectune.train.plan import GIB, Machine, Plan
 from rectune.train.workload import Workload, bounded_workload, pack_rows, workload_of
+from rectune.world import ALONE, World
 
 Say = Callable[[str], None]
 
@@ -80,6 +82,9 @@ def as_record(plan: Plan, pace: Pace) -> dict[str, Any]:
         "memory_is": plan.machine.said,
         "fits": plan.fits,
         "largest_per_device_train_batch_size": plan.largest_batch(),
+        "processes": plan.machine.processes,
+        "sharded": plan.machine.sharded,
+        "sequences_per_step": plan.step_size,
         "tokens_per_step": pace.tokens_per_step,
         "estimate": {
             "basis": pace.basis,
@@ -138,7 +143,13 @@ def _weights_note(plan: Plan) -> str:
 
 
 def show_plan(
-    config: Config, memory_gib: float | None, tflops: float | None, as_json: bool, say: Say, console: Console
+    config: Config,
+    memory_gib: float | None,
+    tflops: float | None,
+    as_json: bool,
+    say: Say,
+    console: Console,
+    world: World = ALONE,
 ) -> Plan:
     """Print the plan of a run.
 
@@ -149,22 +160,32 @@ def show_plan(
         as_json: print JSON alone; `say` must then not print to the same place.
         say: prints one line.
         console: where the table goes.
+        world: the processes that are to train; the plan is of one of them.
 
     Raises:
+        ConfigError: they are to share a model that cannot be sharded.
         ModelError, ResourceError: the model's configuration is missing, damaged, out of reach or of another family.
     """
-    machine = Machine.of(config, memory_gib)
+    check_sharding(config, world)
+    machine = Machine.of(config, memory_gib, world)
     work, config = _workload(config, say), as_earlier_adapter(config)
     plan = Plan(config, model_shape(config, say), work, machine)
     assumed = _CARD_TFLOPS if memory_gib is not None and tflops is None else tflops
     pace = estimate_pace(
-        config, plan.shape, plan.work, machine.device, machine.dtype, assumed, given=tflops is not None
+        config, plan.shape, plan.work, machine.device, machine.dtype, assumed, tflops is not None, world.size
     )
     if as_json:
         print(json.dumps(as_record(plan, pace), indent=2))
         return plan
     _table(plan, console)
     steps = "" if pace.run_seconds is None else f"; {pace.steps:,} steps in {_seconds(pace.run_seconds)}"
+    if not world.alone:
+        held = "its part of the blocks, and the rest whole" if world.sharded else "the whole model"
+        rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
+        say(
+            f"processes: {world.size}, of which each holds the above ({held}); a step takes {world.size} x {rows} x "
+            f"{times} = {plan.step_size} sequences. The time of what passes between them is left out"
+        )
     say(f"lengths: from {plan.work.source}; longest row {plan.work.training.longest:,}")
     say(
         f"estimate: {pace.tokens_per_step:,.0f} tokens a step, {_seconds(pace.step_seconds)} a step, "

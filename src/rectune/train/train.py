@@ -403,7 +403,9 @@ def _train(
     if signals.stopped:
         # A run that goes on from another's checkpoint may have none of its own yet.
         again = "--resume" if checkpoint_folders(run) else "the same command"
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with {again}")
+        stopped = Interrupted(f"stopped at step {trainer.state.global_step}; go on with {again}")
+        stopped.shared = True
+        raise stopped
     if trainer.state.best_global_step is None:
         if start is not None and done is not None:  # its last adapter is in the checkpoint, not in the model
             set_peft_model_state_dict(model, load_peft_weights(str(start.folder), device=loaded.device.type))

@@ -305,7 +305,9 @@ class AnswerTrainer(ParallelTrainer):
             score = score_classes if self.validation is not None and self.validation.many else score_trees
             return score(self.model, trees, self.verbalizer, size, self.attention, world=self.world, look=look)
         except NotFinite as error:
-            raise self._broken("scores", math.nan) from error
+            broken = self._broken("scores", math.nan)
+            broken.shared = True  # all processes have all scores
+            raise broken from error
 
     def _measured(self, validation: Validation, scores: npt.NDArray[np.float64]) -> dict[str, Any]:
         """What an evaluation logs of its scores, what weights and oversampling add to them taken off."""
