@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,21 +215,24 @@ def test_a_launcher_trains_two_processes_and_its_interrupt_saves_a_checkpoint(
         os.killpg(first.pid, signal.SIGINT)  # as a terminal does, to the launcher and to both
         said, _ = first.communicate(timeout=_WAIT)
     finally:
-        _kill_group(first.pid)
+        _kill_all(first.pid)
     assert first.returncode != 0 and "stopped: stopped at step" in said and "--resume" in said
     second = launch("--resume")
     try:
         said, _ = second.communicate(timeout=_WAIT)
     finally:
-        _kill_group(second.pid)
+        _kill_all(second.pid)
     assert second.returncode == 0, said
     assert "RESUMING" in said and said.count("processes: 2 ") == 1
     assert adapter(config.output_dir) == adapter(two)
 
 
-def _kill_group(leader: int) -> None:
-    time.sleep(0.1)
+def _kill_all(launcher: int) -> None:
+    """Kill a launcher that has not ended, with what it has started."""
     try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
+        processes = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
+    except psutil.NoSuchProcess:
         return
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -142,6 +142,33 @@ def test_the_pace_of_a_classifier_counts_no_vocabulary(make: Make) -> None:
         assert pace.step_seconds == pytest.approx(flops / 0.42e12)
 
 
+def test_one_of_eight_processes_is_planned_with_its_part_and_their_steps(
+    wide: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(
+        model_name_or_path=wide, bf16="auto", max_steps=-1, per_device_train_batch_size=2,
+        gradient_accumulation_steps=3, dataset_dir=str(tmp_path / "none"),
+    )  # fmt: skip
+    (tmp_path / "given.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    asked = ["plan", str(tmp_path / "given.yaml"), "--memory-gib", "24", "--json"]
+    found = {}
+    for name, more in (("one", []), ("whole", ["--processes", "8"]), ("sharded", ["--processes", "8", "--sharded"])):
+        _run([*asked, *more])
+        found[name] = json.loads(capsys.readouterr().out)
+    one, whole, sharded = (found[name] for name in ("one", "whole", "sharded"))
+    assert one["sequences_per_step"] == 6 and whole["sequences_per_step"] == sharded["sequences_per_step"] == 48
+    assert whole["tokens_per_step"] == 8 * one["tokens_per_step"]
+    assert whole["estimate"]["seconds_per_step"] == one["estimate"]["seconds_per_step"]
+    assert whole["parts"]["weights"] == one["parts"]["weights"]
+    # An eighth of 36 blocks of 192.9 million numbers and two whole ones, in place of all of them.
+    saved = whole["parts"]["weights"] - sharded["parts"]["weights"]
+    assert saved == pytest.approx(2 * 192_937_984 * (36 - 36 / 8 - 2), rel=1e-6)
+    for wrong, said in ((["--sharded"], "--sharded: does nothing"), (["--processes", "8", "--sharded"], "use_qlora")):
+        with pytest.raises(SystemExit) as end:
+            main([*asked, *wrong, "use_qlora=true"])
+        assert end.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_plan_prints_a_table_and_as_json_the_same_figures(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
-from rectune.errors import ModelError
+from rectune.errors import ModelError, ResourceError
 from rectune.model.answers import backbone_of
 from rectune.world import World
 
@@ -24,8 +25,16 @@ def blocks_of(backbone: Any, name: str) -> Any:
 
 
 def mesh_of(world: World, device: torch.device) -> Any:
-    """The devices of all processes, in one row; called by all of them at the same time."""
+    """The devices of all processes, in one row; called by all of them at the same time.
+
+    Raises:
+        ResourceError: this version of PyTorch cannot leave the adapter out.
+    """
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise ResourceError("fsdp_version: sharding needs PyTorch 2.7 or newer; use distributed_type: MULTI_GPU")
 
     return init_device_mesh(device.type, (world.size,))
 

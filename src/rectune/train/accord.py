@@ -31,7 +31,7 @@ def check_processes(config: Config, rehearsal: bool) -> None:
 
 
 def check_world(config: Config, world: World, say: Say) -> None:
-    """See that the model can be sharded where that is asked for, and say once who trains.
+    """See that the model can be sharded where that is asked for, and say who trains; the main process calls this.
 
     Raises:
         ConfigError: a key does not go with sharding.
@@ -39,13 +39,12 @@ def check_world(config: Config, world: World, say: Say) -> None:
     if world.alone:
         return
     check_sharding(config, world)
-    if world.main:
-        rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
-        kind = "each with a part of the base model's blocks (FSDP2)" if world.sharded else "each with the whole model"
-        say(
-            f"processes: {world.size} through {world.backend}, {kind}; a step takes {world.size} x {rows} x {times} = "
-            f"{world.size * rows * times} sequences"
-        )
+    rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    kind = "each with a part of the base model's blocks (FSDP2)" if world.sharded else "each with the whole model"
+    say(
+        f"processes: {world.size} through {world.backend}, {kind}; a step takes {world.size} x {rows} x {times} = "
+        f"{world.size * rows * times} sequences"
+    )
 
 
 def check_sharding(config: Config, world: World) -> None:

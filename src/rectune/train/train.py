@@ -181,7 +181,6 @@ def train(
     check_processes(config, rehearsal)
     world = join_world()
     with world.closing(), world.one_fate():
-        check_world(config, world, say)
         if not world.main:
             return _follow(config, ignore_plan, world, say)
         transcript = Transcript(say)
@@ -196,6 +195,7 @@ def train(
             world.one_fate(),  # so that what stands above notes the reason and not what it led to here
             full_disk(config.output_dir),
         ):
+            check_world(config, world, transcript.say)
             begin = world.from_main(
                 "start", lambda: prepare_start(config, resume, overwrite, transcript.say, world.size)
             )
