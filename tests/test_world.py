@@ -8,7 +8,8 @@ import pytest
 
 from rectune.cli import main
 from rectune.errors import ConfigError, PeerFailed
-from rectune.world import ALONE, World, join_world, name_of_process
+from rectune.launched import join_world, name_of_process
+from rectune.world import ALONE, World
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ from rectune.cli_serve import SERVE_EXAMPLE, serve
 from rectune.cli_sweep import SWEEP_EXAMPLE, sweep
 from rectune.errors import ConfigError, PeerFailed, RectuneError, ResourceError
 from rectune.files import disk_problem
+from rectune.launched import met, name_of_process, world_size
 from rectune.quiet import quiet_libraries
 from rectune.terminal import outlive_terminal
-from rectune.world import met, name_of_process, world_size
 
 if TYPE_CHECKING:
     from rectune.config import Config

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from rectune.config import Config
 from rectune.config_backends import NATIVE
 from rectune.errors import ConfigError
+from rectune.launched import world_size
 from rectune.train.checkpoints import Checkpoint
-from rectune.world import World, world_size
+from rectune.world import World
 
 Say = Callable[[str], None]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rectune.config import Config
 from rectune.errors import ModelError
 from rectune.files import atomic_path, hash_file
 from rectune.model.lora import ADAPTER_FILE, SEAL, seal_problem
 from rectune.score.settings import BASELINE_FILES, FILE_NAME, RATES, load_settings
+from rectune.train.checkpoints import checkpoint_folders, problem_with
 from rectune.train.start import BEST
 
 VALIDATION_PREDICTIONS = "validation_predictions.parquet"
@@ -73,3 +75,14 @@ def check_best(run: Path, step: int | None) -> None:
         raise ModelError(f"{run / BEST}: the best adapter is missing or damaged ({error}); train again") from error
     if step is not None and kept != step:
         raise ModelError(f"{run / BEST}: holds the adapter of step {kept}, not of the best step {step}; train again")
+
+
+def what_is_kept(config: Config, run: Path, best: int | None, say: Say) -> str:
+    """Put the best adapter, where there is one, at the root of a run that broke, and say what stands."""
+    from rectune.train.not_finite import what_stands
+
+    if best is not None:
+        check_best(run, best)
+        publish(run / BEST, run, config.blend, say)
+    last = next((folder for folder in checkpoint_folders(run) if problem_with(folder) is None), None)
+    return what_stands(run, best, last)

@@ -18,8 +18,9 @@ from rectune.baselines.prior import prior_of
 from rectune.baselines.served import Served
 from rectune.config import Config
 from rectune.data.columns import TRAIN, VALIDATION
-from rectune.errors import ConfigError, DataError, NotFinite
+from rectune.errors import ConfigError, NotFinite
 from rectune.files import atomic_folder, write_json, write_text
+from rectune.launched import join_world, name_of_process
 from rectune.lock import run_lock
 from rectune.model.classifier import for_answers
 from rectune.model.load import load_tokenizer
@@ -39,11 +40,11 @@ from rectune.train.adapter import adapted_model
 from rectune.train.arguments import check_optimizer, planned_steps, say_paging, trainer_arguments
 from rectune.train.backends import load_for_training, prepare_backend, trainer_of
 from rectune.train.callbacks import make_callbacks
-from rectune.train.checkpoints import PROCESSES_FILE, checkpoint_folders, evaluation_pending, problem_with
+from rectune.train.checkpoints import PROCESSES_FILE, checkpoint_folders, evaluation_pending
 from rectune.train.halving import Halving
 from rectune.train.oversample import oversampled
 from rectune.train.plan import Machine, planned
-from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer
+from rectune.train.publish import VALIDATION_PREDICTIONS, check_best, publish, publish_tokenizer, what_is_kept
 from rectune.train.record import RunRecord
 from rectune.train.refusal import no_trace_of_refusal
 from rectune.train.shortage import full_disk, shortages
@@ -62,53 +63,13 @@ from rectune.train.start import (
 )
 from rectune.train.trackers import check_trackers
 from rectune.train.transcript import Transcript
-from rectune.train.workload import pack_rows, workload_of
-from rectune.world import World, join_world, name_of_process
+from rectune.train.workload import check_classes, packs_of, workload_of
+from rectune.world import World
 
 if TYPE_CHECKING:
     from rectune.train.stopping import StopSignals
 
 Say = Callable[[str], None]
-
-
-def _kept(config: Config, run: Path, best: int | None, say: Say) -> str:
-    """Put the best adapter, where there is one, at the root of a run that broke, and say what stands."""
-    from rectune.train.not_finite import what_stands
-
-    if best is not None:
-        check_best(run, best)
-        publish(run / BEST, run, config.blend, say)
-    last = next((folder for folder in checkpoint_folders(run) if problem_with(folder) is None), None)
-    return what_stands(run, best, last)
-
-
-def _packs(config: Config, trees: Trees, say: Say, rehearsal: bool) -> list[list[int]]:
-    """Which trees share a row; in a rehearsal only the longest rows, as many as its steps take."""
-    packs = pack_rows(config, trees)
-    if config.packing:
-        say(
-            f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, "
-            "none lost"
-        )
-    if rehearsal:
-        rows = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
-        packs = sorted(packs, key=lambda row: -int(trees.lengths[row].sum()))[:rows]
-    return packs
-
-
-def _check_classes(trees: Trees) -> None:
-    """Of training events that all have one label nothing can be learnt but that label.
-
-    Raises:
-        DataError: they have.
-    """
-    if trees.labels.min() == trees.labels.max():
-        which, other = ("positive", "negative") if trees.labels[0] else ("negative", "positive")
-        raise DataError(
-            f"{TRAIN}: all {len(trees.labels):,} training events are {which}, so there is nothing to tell apart; give "
-            f"{other} events too (ratings or labels in place of purchases, another rating_threshold, more "
-            "max_train_samples)"
-        )
 
 
 def _predictions(data: Dataset, trees: Trees, log_odds: Any) -> pl.DataFrame:
@@ -281,8 +242,8 @@ def _train(
         f"{len(held_out):,} sequences; mean {trees.lengths.mean():.0f} tokens a sequence, "
         f"{len(trees.tokens) / len(trees.labels):.1f} a label"
     )
-    _check_classes(trees)
-    packs = _packs(config, trees, say, rehearsal)
+    check_classes(trees)
+    packs = packs_of(config, trees, say, rehearsal)
     plan = planned(config, workload_of(config, trees, held_out, packs), machine, ignore_plan, say)
     sharing = mesh_of(world, machine.device) if world.sharded else None
     with world.in_turn("model") if world.sharded else world.main_first("model"):
@@ -399,7 +360,7 @@ def _train(
                 raise
             if diagnosing:
                 checkup.look(trainer.state.log_history, silent=True)
-            raise NotFinite(f"{error}; {_kept(config, run, trainer.state.best_global_step, say)}") from error
+            raise NotFinite(f"{error}; {what_is_kept(config, run, trainer.state.best_global_step, say)}") from error
     if signals.stopped:
         # A run that goes on from another's checkpoint may have none of its own yet.
         again = "--resume" if checkpoint_folders(run) else "the same command"

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rectune.config import Config
+from rectune.data.columns import TRAIN
+from rectune.errors import DataError
 from rectune.model.footprint import Rows
 from rectune.prompt.packs import pack
 from rectune.prompt.tree import Trees
@@ -115,3 +117,32 @@ def bounded_workload(config: Config) -> Workload:
     side = Side(0, length, float(length), answers, float(answers), pairs, stream or config.packing)
     alone = replace(side, answers=answers if stream else 1, masked=stream)
     return Workload(side, alone, f"cutoff_len={length}, an upper bound, since the dataset is not prepared")
+
+
+def packs_of(config: Config, trees: Trees, say: Say, rehearsal: bool) -> list[list[int]]:
+    """Which trees share a row; in a rehearsal only the longest rows, as many as its steps take."""
+    packs = pack_rows(config, trees)
+    if config.packing:
+        say(
+            f"packing: {len(trees):,} trees in {len(packs):,} sequences of at most {config.cutoff_len} tokens, "
+            "none lost"
+        )
+    if rehearsal:
+        rows = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+        packs = sorted(packs, key=lambda row: -int(trees.lengths[row].sum()))[:rows]
+    return packs
+
+
+def check_classes(trees: Trees) -> None:
+    """Of training events that all have one label nothing can be learnt but that label.
+
+    Raises:
+        DataError: they have.
+    """
+    if trees.labels.min() == trees.labels.max():
+        which, other = ("positive", "negative") if trees.labels[0] else ("negative", "positive")
+        raise DataError(
+            f"{TRAIN}: all {len(trees.labels):,} training events are {which}, so there is nothing to tell apart; give "
+            f"{other} events too (ratings or labels in place of purchases, another rating_threshold, more "
+            "max_train_samples)"
+        )
