@@ -345,6 +345,7 @@ def test_configs_lists_prints_and_explains(rectune: Rectune) -> None:
     listed = rectune("configs")
     assert listed.code == 0 and listed.out.startswith("demo_cpu")
     assert "model_name_or_path:" in rectune("configs", "demo_cpu").out
+    assert "\nfsdp2_1x8 " in listed.out and "distributed_type: FSDP" in rectune("configs", "fsdp2_1x8").out
     assert "learning_rate: 0.00015\n    Peak learning rate." in rectune("configs", "--keys").out
     one_line(rectune("configs", "nope"), 2, "nope: no such file, and no shipped configuration")
 

@@ -277,6 +277,8 @@ def configs(
         say(shipped.shipped_text(name))
     else:
         say(shipped.list_configs())
+        say("\nFor accelerate launch --config_file FILE -m rectune train CONFIG:")
+        say(shipped.list_launchers())
 
 
 def reported(action: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -51,15 +52,18 @@ def shipped_text(name: str) -> str:
 
 
 def list_configs() -> str:
-    """Each shipped configuration with the first line of its heading, those of `accelerate launch` last."""
-    lines = []
-    for path in (*_shipped().values(), None, *sorted(LAUNCHERS.glob("*.yaml"))):
-        if path is None:
-            lines.append("\nfor accelerate launch --config_file FILE -m rectune train CONFIG:")
-            continue
-        heading = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        lines.append(f"{path.stem:<34} {heading}")
-    return "\n".join(lines)
+    """Each shipped configuration with the first line of its heading."""
+    return _listed(_shipped().values())
+
+
+def list_launchers() -> str:
+    """The same of those of `accelerate launch`."""
+    return _listed(sorted(LAUNCHERS.glob("*.yaml")))
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    headings = ((path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for path in paths)
+    return "\n".join(f"{name:<34} {heading}" for name, heading in headings)
 
 
 def _choices(kind: Any) -> list[str]:

@@ -83,7 +83,7 @@ def test_a_signal_cuts_an_evaluation_short_and_resume_makes_it_first(
     scored = trainer.AnswerTrainer._scores
     calls = 0
 
-    def cut(self: Any, trees: Any) -> Any:
+    def cut(self: Any, trees: Any, _look: Any = None) -> Any:
         nonlocal calls
         calls += 1
         if calls == evaluation + 1:  # the first call is made before the first step

@@ -239,7 +239,7 @@ def test_weights_that_cannot_be_balanced_are_one_line() -> None:
 def test_training_events_of_one_class_are_refused_before_the_model_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_for_training", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stage, "load_for_training", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(DataError, match=r"all 1 training events are (posi|nega)tive, so there is nothing"):
         run(**SHORT, max_train_samples=1)
 

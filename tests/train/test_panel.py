@@ -49,7 +49,7 @@ def test_the_panel_has_the_scores_of_the_evaluation_and_what_the_model_saw(
 
     passes: list[int] = []
     real = trainer.score_trees
-    monkeypatch.setattr(trainer, "score_trees", lambda *of: passes.append(1) or real(*of))
+    monkeypatch.setattr(trainer, "score_trees", lambda *of, **named: passes.append(1) or real(*of, **named))
     run(**KEYS, panel_samples=0, overwrite=True)
     without = len(passes)
     keys = {"panel_samples": 4, "report_to": "tensorboard", "metric_for_best_model": "loss", "overwrite": True}

@@ -198,7 +198,7 @@ def test_train_refuses_what_cannot_fit_and_goes_on_when_told(
 ) -> None:
     real = Machine.of
 
-    def small(config: Config, memory_gib: float | None = None) -> Machine:
+    def small(config: Config, memory_gib: float | None = None, **_: Any) -> Machine:
         found = real(config, memory_gib)
         return replace(found, room=found.resident + 1_000_000)
 
@@ -306,7 +306,7 @@ def test_what_the_loss_finds_wrong_is_said_before_the_model_is_loaded(
 ) -> None:
     from rectune.train import train
 
-    def enough(*arguments: Any) -> None:
+    def enough(*_arguments: Any, **_named: Any) -> None:
         raise ModelError("far enough")
 
     monkeypatch.setattr(train, "load_for_training", enough)
@@ -322,9 +322,9 @@ def test_run_has_the_option_that_its_refusal_names(
     from rectune.train import train
 
     real = Machine.of
-    monkeypatch.setattr(Machine, "of", lambda config, gib=None: replace(real(config, gib), room=1_000_000))
+    monkeypatch.setattr(Machine, "of", lambda config, gib=None, **_: replace(real(config, gib), room=1_000_000))
 
-    def enough(*arguments: Any) -> None:
+    def enough(*_arguments: Any, **_named: Any) -> None:
         raise ModelError("far enough")
 
     monkeypatch.setattr(train, "load_for_training", enough)

@@ -87,7 +87,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def install(evaluation: int) -> None:
         calls = 0
 
-        def scores(self: Any, trees: Any) -> Any:
+        def scores(self: Any, trees: Any, _look: Any = None) -> Any:
             nonlocal calls
             calls += 1
             if calls == evaluation + 1:  # the first call is made before the first step
