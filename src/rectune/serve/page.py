@@ -37,6 +37,7 @@ table.rt .mine {font-weight: 700}
 @media (max-width: 640px) {
   #ranking .bar, #ranking th.bar {display: none}
   table.rt th, table.rt td {padding: 4px 3px !important}
+  #liked, #disliked, #asked {padding-inline: 4px; white-space: nowrap}
 }
 """
 
@@ -54,7 +55,8 @@ def ranking_table(rows: list[Row], wanted: list[str]) -> str:
         f'<td class="n">{100 * row.tuned:.1f} %</td><td class="n">{100 * row.untuned:.1f} %</td></tr>'
         for place, row in enumerate(rows, start=1)
     ]
-    head = '<th class="n">#</th><th>title</th><th class="bar"></th><th class="n">tuned</th><th class="n">untuned</th>'
+    names = (("n", "#"), ("", "title"), ("bar", ""), ("n", "tuned"), ("n", "untuned"))
+    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in names)
     return f'<table class="rt"><tr>{head}</tr>{"".join(lines)}</table>'
 
 
@@ -80,7 +82,7 @@ def reasons_table(score: float, found: list[Reason]) -> str:
         f'<td class="n">{100 * reason.change:+.2f}</td></tr>'
         for reason in found
     ]
-    head = '<tr><th>event</th><th></th><th></th><th class="n">points</th></tr>'
+    head = '<tr><th scope="col">event</th><th></th><th></th><th scope="col" class="n">points</th></tr>'
     table = f'<table class="rt">{head}{"".join(lines)}</table>' if found else "There is no history to leave out."
     return f"<p>P(like) is <b>{100 * score:.1f} %</b>. What each event adds to it:</p>{table}"
 
@@ -177,7 +179,10 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
                 about = gr.Dropdown(label="Why?", choices=[], elem_id="why", info="An item of the ranking")
                 because = gr.HTML(elem_id="because")
                 with gr.Accordion("The prompt in full", open=False):
-                    prompt = gr.Textbox(show_label=False, lines=8, max_lines=24, interactive=False, elem_id="prompt")
+                    prompt = gr.Textbox(
+                        label="The prompt in full", show_label=False, lines=8, max_lines=24, interactive=False,
+                        elem_id="prompt",
+                    )  # fmt: skip
         seen = [history, table, about]
         box.change(
             told(find), box, choice, trigger_mode="always_last", show_progress="hidden", api_visibility="private"
@@ -196,7 +201,12 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
         return RedirectResponse(PAGE)
 
     fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"])
+    # Gradio's own greys and greens are too pale to read for many (WCAG asks for a contrast of 4.5 to 1).
+    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"]).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500", button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+    )  # fmt: skip
     mounted: FastAPI = gr.mount_gradio_app(
         app, page, PAGE, theme=theme, css=_CSS, footer_links=[], run_history=False, show_error=False, ssr_mode=False,
         enable_monitoring=False, mcp_server=False, pwa=False, max_file_size="1kb",
