@@ -30,7 +30,7 @@ DOCUMENTS = [
 ]  # fmt: skip
 CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
 LAUNCHES = sorted((REPO / "configs" / "accelerate").glob("*.yaml"))
-OTHER_PROGRAMS = {".", "cd", "curl", "git", "kill", "nvidia-smi", "source", "tensorboard", "vllm"}
+OTHER_PROGRAMS = {".", "cd", "curl", "git", "kill", "nvidia-smi", "ray", "source", "tensorboard", "vllm"}
 """Programs that are not ours, whose arguments nothing here can check."""
 
 _LAUNCHERS = {path.stem for path in LAUNCHES}

@@ -31,6 +31,7 @@ from rectune.files import (
     remove_leftovers,
     temporary_beside,
     write_json,
+    write_once,
     write_text,
 )
 
@@ -299,3 +300,10 @@ def test_training_on_a_full_disk_says_so_and_goes_on_after_space_is_made(
     run = train(config, lines.append, console, Resume(latest=True))
     assert (run / "adapter_model.safetensors").is_file()
     assert json.loads((run / "log_history.json").read_text())
+
+
+def test_of_several_who_write_a_file_once_the_first_is_kept(tmp_path: Path) -> None:
+    write_once(tmp_path / "file", "first")
+    with pytest.raises(FileExistsError):
+        write_once(tmp_path / "file", "second")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "first")]

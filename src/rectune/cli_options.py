@@ -38,6 +38,22 @@ def aside(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Divide the work by user among so many processes (Ray); a killed call goes on."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="With --workers: those of a Ray cluster, HOST:PORT of its head or auto; without it, of this machine.",
+    ),
+]
+
+
 class Split(StrEnum):
     """What may be measured."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rectune.cli_options import Overrides, say
+from rectune.cli_options import Overrides, RayAddress, Workers, refuse_idle, say
 from rectune.errors import ConfigError
 
 PREPARE_EXAMPLE = (
     "Example: rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-latest-small.zip   ·   "
+    "rectune prepare configs/qwen3_movielens_qlora.yaml dataset=ml-32m.zip --workers 4   ·   "
     "rectune prepare orders.csv --user customer --item sku --time ordered_at --purchases --title name"
 )
 _CONFIGS = (".yaml", ".yml")
@@ -46,6 +48,8 @@ def prepare(
         str | None, typer.Option(metavar="SHARE", help="How many rows may be unusable: 1%, or a number; 50% as a rule.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again even where nothing has changed.")] = False,
+    workers: Workers = None,
+    ray: RayAddress = None,
 ) -> None:
     """Read, clean, label and split events into a dataset folder.
 
@@ -54,6 +58,8 @@ def prepare(
     """
     if strict and max_rejects is not None:
         raise ConfigError("--strict: beside --max-rejects, but it is --max-rejects 0; give one of the two")
+    if workers is None:
+        refuse_idle({"--ray": ray}, "without --workers")
     extra = list(overrides or [])
     if strict or max_rejects is not None:
         extra.append(f"max_rejects={'0' if strict else max_rejects}")
@@ -76,8 +82,15 @@ def prepare(
             raise ConfigError(
                 f"--{named[0]}: is for a table without a configuration; in {source} set the key that says so"
             )
-        stage(load_config(find_config(source), extra), force=force, say=say)
+        start = None
+        if workers is not None:
+            from rectune.bulk.pool import check_pool, ray_pool
+
+            check_pool(ray)
+            start = partial(ray_pool, workers, ray, say)
+        stage(load_config(find_config(source), extra), force=force, say=say, workers=start)
         return
+    refuse_idle({"--workers": workers}, "for a table, which is held whole")
     if text is not None:
         from rectune.prepare_texts import prepare_texts
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from rectune.cli_options import AsOf, Mode, Overrides, RunPath, Split, console, refuse_idle, say
+from rectune.cli_options import AsOf, Mode, Overrides, RayAddress, RunPath, Split, Workers, console, refuse_idle, say
 
 SCORE_EXAMPLE = (
     "Example: rectune score output/demo --input data/demo/test_raw.jsonl --output answers   ·   "
-    "rectune score output/demo --pairs pairs.csv --as-of test"
+    "rectune score output/demo --pairs pairs.csv --as-of test   ·   "
+    "rectune score output/demo --pairs pairs.parquet --output scores --workers 2"
 )
 
 
@@ -29,6 +30,20 @@ def _score_pairs(run: Path, overrides: list[str], file: Path, output: Path | Non
     opened = open_run(run, overrides, say)
     table = score_pairs(opened, open_data(opened, say), pairs, output, as_of, say, console())
     say(f"written: {output} ({len(table):,} rows)")
+
+
+def _score_in_parts(
+    run: Path, overrides: list[str], source: Path, output: Path | None, as_of: str, workers: int, address: str | None
+) -> None:
+    """Score Parquet files of pairs by several processes."""
+    from functools import partial
+
+    from rectune.bulk.pool import check_pool, ray_pool
+    from rectune.bulk.score import score_in_parts
+
+    check_pool(address)
+    start = partial(ray_pool, workers, address, say)
+    score_in_parts(run, overrides, source, output or run / f"{source.stem}_scored", as_of, start, say, console())
 
 
 def classifies(run: Path, overrides: list[str], asks: str | None, generates: bool) -> bool:
@@ -55,12 +70,20 @@ def score(
     overrides: Overrides = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="test_raw.jsonl or Alpaca JSON.")] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="CSV, Parquet or JSONL with user_id and item_id; a killed call goes on.")
+        Path | None,
+        typer.Option(
+            help="CSV, Parquet or JSONL with user_id and item_id; a killed call goes on. With --workers Parquet, or a "
+            "folder of it."
+        ),
     ] = None,
     as_of: Annotated[
         AsOf | None, typer.Option(help="With --pairs: show all events (now, the default), or those before this split.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File for a split or --pairs, folder for --input.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for a split or --pairs, folder for --input and with --workers.")
+    ] = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
     split: Annotated[Split | None, typer.Option(help="The events to ask about; test when left out.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="logits when left out; generate adds greedy answers.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="At most this many records of --input.")] = None,
@@ -73,6 +96,10 @@ def score(
     Of a run that classifies texts: classes and their probabilities, of --text, or of every text of --input (CSV, TSV,
     JSONL or Parquet).
     """
+    if pairs is None:
+        refuse_idle({"--workers": workers}, "without --pairs")
+    if workers is None:
+        refuse_idle({"--ray": ray}, "without --workers")
     of_file: dict[str, object] = {"--max-samples": max_samples, "--compare-base": compare_base}
     if text is not None:
         others = {"--input": input_file, "--output": output, "--split": split, "--mode": mode, "--pairs": pairs}
@@ -91,6 +118,10 @@ def score(
     of_texts = classifies(run, overrides or [], asks, mode is Mode.GENERATE)
     if of_texts and input_file is not None:
         refuse_idle({"--mode": mode if mode is Mode.GENERATE else None}, "with --input of texts")
+    if pairs is not None and workers is not None:
+        moment = (as_of or AsOf.NOW).value
+        _score_in_parts(run, overrides or [], pairs, output, moment, workers, ray)
+        return
     if pairs is not None:
         _score_pairs(run, overrides or [], pairs, output, (as_of or AsOf.NOW).value)
         return

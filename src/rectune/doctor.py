@@ -23,6 +23,7 @@ _OPTIONAL = {
     "flash_attn": ("FlashAttention 2, on Ampere cards and newer", "pip install flash-attn --no-build-isolation"),
     "gradio": ("the page of rectune serve", "pip install gradio"),
     "optuna": ("rectune sweep", "pip install optuna"),
+    "ray": ("--workers of rectune score and prepare", "pip install 'ray[data]'"),
     "trl": ("the trl backend and its benchmark", "pip install trl"),
 }
 _HUB_TIMEOUT = 3.0

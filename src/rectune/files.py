@@ -65,7 +65,8 @@ def _retired(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -113,7 +114,7 @@ def remove_leftovers(folder: Path, alone: bool = False) -> list[str]:
 def _is_dead(path: Path, host: str, process: int) -> bool:
     """Whether the process that was writing a temporary file or folder is gone."""
     if host == _HOST:
-        return not _runs(process)
+        return not runs(process)
     try:
         return time.time() - path.stat().st_mtime > _DAY
     except FileNotFoundError:
@@ -202,6 +203,21 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with `\\n` line ends, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a file that nobody has written yet, whole or not at all, whoever else tries at the same time.
+
+    Raises:
+        FileExistsError: somebody has.
+    """
+    temporary = temporary_beside(path)
+    with disk_errors(path):
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        try:
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

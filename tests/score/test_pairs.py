@@ -263,7 +263,7 @@ def test_an_unknown_as_of_is_refused(opened: Any, data: Any, tmp_path: Path) -> 
 
 
 def test_a_long_history_is_cut_to_what_a_prompt_can_show(opened: Any, data: Any, tmp_path: Path) -> None:
-    work = stage._Work(opened, data, pairs_file(tmp_path, [("1", "1")]), "now", silent)
+    work = stage.PairWork(opened, data, pairs_file(tmp_path, [("1", "1")]).table, "now")
     (request,) = work.requests(next(iter(work.chunks()))[2])
     events = data.events.filter(pl.col("user_id") == "1")[-15:]
     items = Items(opened, data.catalog)

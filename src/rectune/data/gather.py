@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from rectune.config import Config
@@ -25,16 +25,17 @@ from rectune.data.sources.blocks import Blocks
 from rectune.data.split import COUNT, GLOBAL_TIME, Timeline, cuts_of, moments_of, split_of_each, users_kept
 from rectune.data.tally import Tally
 from rectune.data.work import Work
-from rectune.files import remove_leftovers
+from rectune.files import atomic_path, remove_leftovers
 from rectune.lock import run_lock
+from rectune.spread import Job, Say, Told, Workers, one_process
 from rectune.version import __version__
 
 _FORMAT = 1
 """Of the pieces; those of another are not gone on with."""
+_ROW_IDS = "row_ids.npy"
+"""File of the work folder: the number of each usable row of the log among the rows kept, uint32."""
 _GROUP = 1 << 19
 """Rows of a row group of the events: what has to be read to look at a few."""
-
-Say = Callable[[str], None]
 
 
 class _Decided(NamedTuple):
@@ -42,14 +43,12 @@ class _Decided(NamedTuple):
 
     Attributes:
         kept: users that are kept; None for all.
-        row_ids: uint32 [usable rows of the file]; number of each among the rows kept.
         split: the split of each row.
         line: what was left out, and cuts; its events are elsewhere.
         json_left_out: JSON files that are not written.
     """
 
     kept: pl.Series | None
-    row_ids: npt.NDArray[np.uint32]
     split: pl.Expr
     line: Timeline
     json_left_out: list[str]
@@ -57,13 +56,14 @@ class _Decided(NamedTuple):
 
 @contextmanager
 def prepare_in_parts(
-    config: Config, blocks: Blocks, source: dict[str, str], settings: dict[str, Any], say: Say, anew: bool = False
-) -> Iterator[tuple[Callable[[Path], None], int]]:
+    config: Config, blocks: Blocks, source: dict[str, str], settings: dict[str, Any], say: Say, anew: bool = False,
+    workers: Workers = one_process,
+) -> Iterator[tuple[Callable[[Path], None], int]]:  # fmt: skip
     """Prepare a log a part at a time.
 
     Pieces lie in a hidden folder beside the dataset's, until the block is left without an error. A call that finds
     pieces of an earlier one, of the same source with the same settings, goes on with them, unless all is to be made
-    anew.
+    anew. Whoever does the parts, the files are the same.
 
     Yields:
         what writes the dataset's files into an empty folder; and how many rows were rejected.
@@ -89,17 +89,17 @@ def prepare_in_parts(
                 f"{place} meanwhile; stopped at any moment, the same command goes on"
             )
         try:
-            parts = timelines_in_parts(
-                blocks, work, config.part_rows, config.rating_threshold, config.max_per_user, say
-            )  # fmt: skip
-            say_read(parts.rows, blocks.catalog, parts.rejects, blocks.nouns, say)
-            decided = _decide(config, work, parts, say)
-            records = alpaca.ItemWords.of(blocks.catalog, config)
-            with progress("split", parts.number, "parts", say) as advance:
-                for part in range(parts.number):
-                    if work.done(f"events-{part}") is None:
-                        _finish(config, records, work, part, decided)
-                    advance(1)
+            with workers() as spread:
+                parts = timelines_in_parts(
+                    blocks, work, config.part_rows, config.rating_threshold, config.max_per_user, say, spread
+                )
+                say_read(parts.rows, blocks.catalog, parts.rejects, blocks.nouns, say)
+                decided = _decide(config, work, parts, say)
+                left = [part for part in range(parts.number) if work.done(f"events-{part}") is None]
+                make = partial(_finisher, folder=place, config=config, catalog=blocks.catalog, decided=decided)
+                with progress("split", parts.number, "parts", say, parts.number - len(left)) as advance:
+                    for _ in spread(make, left):
+                        advance(1)
         except KeyboardInterrupt:
             say(f"parts: stopped; what is finished lies in {place}, and the same command goes on behind it")
             raise
@@ -147,8 +147,9 @@ def _decide(config: Config, work: Work, parts: Parts, say: Say) -> _Decided:
         old_events=old,
         cuts=cuts,
     )
-    row_ids = np.cumsum(flags, dtype=np.uint32) - np.uint32(1)
-    return _Decided(kept, row_ids, split, line, json_left_out(config, sizes, say))
+    with atomic_path(work.path(_ROW_IDS)) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.cumsum(flags, dtype=np.uint32) - np.uint32(1))
+    return _Decided(kept, split, line, json_left_out(config, sizes, say))
 
 
 def _of(rows: pl.DataFrame, users: pl.Series | None) -> pl.DataFrame:
@@ -156,10 +157,20 @@ def _of(rows: pl.DataFrame, users: pl.Series | None) -> pl.DataFrame:
     return rows if users is None else rows.join(users.to_frame(), on=c.USER_ID, how="semi", maintain_order="left")
 
 
-def _finish(config: Config, words: alpaca.ItemWords, work: Work, part: int, decided: _Decided) -> None:
+def _finisher(say: Say, folder: Path, config: Config, catalog: pl.DataFrame, decided: _Decided) -> Job:
+    """What writes parts of the events."""
+    work, words = Work.beside(folder), alpaca.ItemWords.of(catalog, config)
+    row_ids = np.load(work.path(_ROW_IDS), mmap_mode="r")
+    return lambda part: _finish(config, words, work, part, decided, row_ids)
+
+
+def _finish(
+    config: Config, words: alpaca.ItemWords, work: Work, part: int, decided: _Decided, row_ids: np.ndarray
+) -> Told:
     """Write a part of the events as they are in the dataset, and its records of the JSON files."""
+    work.begin(f"events-{part}")
     rows = _of(ordered_part(work, part), decided.kept)
-    ids = pl.Series(c.ROW_ID, decided.row_ids[rows[SEQUENCE].to_numpy()])
+    ids = pl.Series(c.ROW_ID, row_ids[rows[SEQUENCE].to_numpy()])
     events = rows.with_columns(decided.split, ids).select(
         pl.col(name).cast(dtype) for name, dtype in EVENTS_SCHEMA.items()
     )
@@ -171,7 +182,7 @@ def _finish(config: Config, words: alpaca.ItemWords, work: Work, part: int, deci
                 alpaca.write_fragment(file, records.of_file(name), alpaca.SEPARATORS[name])
     with work.writing(f"events-{part}.arrow") as file:
         events.write_ipc(file, compression="lz4")
-    work.finish(f"events-{part}")
+    return work.finish(f"events-{part}")
 
 
 def _assemble(

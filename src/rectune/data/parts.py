@@ -8,7 +8,8 @@ Memory is that of a part, and beside it some bytes a user and six a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,12 @@ from rectune.data.sources.blocks import Blocks, Place
 from rectune.data.split import COUNT, last_of_each, ordered
 from rectune.data.work import Work
 from rectune.errors import DataError
+from rectune.spread import Job, Say, Spread, Told
 
 SEQUENCE = "_sequence"
 """Column: number of a usable row in the order of the file, duplicates counted."""
 _PART = "_part"
 _KEPT = (c.USER_ID, c.ITEM_ID, c.RATING, c.TIMESTAMP, c.LABEL, SEQUENCE)
-
-Say = Callable[[str], None]
 
 
 class Parts(NamedTuple):
@@ -48,7 +48,7 @@ class Parts(NamedTuple):
 
 
 def timelines_in_parts(
-    blocks: Blocks, work: Work, part_rows: int, threshold: float, max_per_user: int | None, say: Say
+    blocks: Blocks, work: Work, part_rows: int, threshold: float, max_per_user: int | None, say: Say, spread: Spread
 ) -> Parts:
     """Read, clean, label and sort a log a part at a time.
 
@@ -59,17 +59,17 @@ def timelines_in_parts(
         threshold: see `add_label`.
         max_per_user: keep each user's last events, this many.
         say: prints one line.
+        spread: does the parts.
 
     Raises:
         DataError: there is no row, or more are unusable than allowed.
     """
     pieces = _read(blocks, work, threshold, say)
-    count = _divide(work, pieces, part_rows, say)
+    count = _divide(work, pieces, part_rows, say, spread)
     sequences = sum(work.told(f"read-{piece}", "good") for piece in range(pieces))
-    with progress("timelines", count, "parts", say) as advance:
-        for part in range(count):
-            if work.done(f"ordered-{part}") is None:
-                _order(work, pieces, part, max_per_user)
+    left = [part for part in range(count) if work.done(f"ordered-{part}") is None]
+    with progress("timelines", count, "parts", say, count - len(left)) as advance:
+        for _ in spread(partial(_orderer, folder=work.folder, pieces=pieces, max_per_user=max_per_user), left):
             advance(1)
     for piece in range(pieces):
         work.drop(f"divided-{piece}.arrow")
@@ -113,7 +113,7 @@ def _read(blocks: Blocks, work: Work, threshold: float, say: Say) -> int:
     return piece
 
 
-def _divide(work: Work, pieces: int, part_rows: int, say: Say) -> int:
+def _divide(work: Work, pieces: int, part_rows: int, say: Say, spread: Spread) -> int:
     """Deal the rows of each block to the parts; how many parts there are."""
     if work.done("users") is None:
         counts = [pl.scan_ipc(work.path(f"read-{piece}.arrow")).group_by(c.USER_ID).len().collect()
@@ -124,24 +124,43 @@ def _divide(work: Work, pieces: int, part_rows: int, say: Say) -> int:
             users.select(c.USER_ID, (before // part_rows).rle_id().alias(_PART)).write_ipc(file)
         work.finish("users", {"parts": int(users.select((before // part_rows).n_unique()).item())})
     parts = work.told("users", "parts")
-    users = pl.read_ipc(work.path("users.arrow"))
-    with progress("divided", pieces, "blocks", say) as advance:
-        for piece in range(pieces):
-            if work.done(f"divided-{piece}") is None:
-                rows = pl.read_ipc(work.path(f"read-{piece}.arrow"))
-                rows = rows.join(users, on=c.USER_ID, how="left", maintain_order="left")
-                rows = rows.sort(_PART, maintain_order=True)
-                ends = np.searchsorted(rows[_PART].to_numpy(), np.arange(parts), side="right")
-                with work.writing(f"divided-{piece}.arrow") as file:
-                    rows.drop(_PART).write_ipc(file)
-                work.finish(f"divided-{piece}", {"ends": ends.tolist()})
+    left = [piece for piece in range(pieces) if work.done(f"divided-{piece}") is None]
+    for piece in sorted({*range(pieces)} - {*left}):
+        work.drop(f"read-{piece}.arrow")
+    with progress("divided", pieces, "blocks", say, pieces - len(left)) as advance:
+        for piece, _ in spread(partial(_divider, folder=work.folder, parts=parts), left):
             work.drop(f"read-{piece}.arrow")
             advance(1)
     return parts
 
 
-def _order(work: Work, pieces: int, part: int, max_per_user: int | None) -> None:
+def _divider(say: Say, folder: Path, parts: int) -> Job:
+    """What deals the rows of a block to the parts."""
+    work = Work.beside(folder)
+    users = pl.read_ipc(work.path("users.arrow"))
+
+    def divide(piece: int) -> Told:
+        work.begin(f"divided-{piece}")
+        rows = pl.read_ipc(work.path(f"read-{piece}.arrow"))
+        rows = rows.join(users, on=c.USER_ID, how="left", maintain_order="left")
+        rows = rows.sort(_PART, maintain_order=True)
+        ends = np.searchsorted(rows[_PART].to_numpy(), np.arange(parts), side="right")
+        with work.writing(f"divided-{piece}.arrow") as file:
+            rows.drop(_PART).write_ipc(file)
+        return work.finish(f"divided-{piece}", {"ends": ends.tolist()})
+
+    return divide
+
+
+def _orderer(say: Say, folder: Path, pieces: int, max_per_user: int | None) -> Job:
+    """What makes a part's timelines."""
+    work = Work.beside(folder)
+    return lambda part: _order(work, pieces, part, max_per_user)
+
+
+def _order(work: Work, pieces: int, part: int, max_per_user: int | None) -> Told:
     """Write a part's timelines in order, and which of its rows are duplicates."""
+    work.begin(f"ordered-{part}")
     frames = []
     for piece in range(pieces):
         ends = [0, *(work.done(f"divided-{piece}") or {})["ends"]]
@@ -161,7 +180,7 @@ def _order(work: Work, pieces: int, part: int, max_per_user: int | None) -> None
         again.write_ipc(file)
     with work.writing(f"ordered-{part}.arrow") as file:
         kept.write_ipc(file, compression="lz4")
-    work.finish(f"ordered-{part}", {"rows": rows.height, "again": again.height, "old": whole - rows.height})
+    return work.finish(f"ordered-{part}", {"rows": rows.height, "again": again.height, "old": whole - rows.height})
 
 
 def ordered_part(work: Work, part: int, *columns: str) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,22 @@ from rectune.data.stratified import with_stratified_split
 from rectune.data.tally import Tally
 from rectune.errors import ConfigError, DataError
 from rectune.files import atomic_folder
+from rectune.spread import Say, Workers, one_process
 from rectune.version import __version__
 
 __all__ = ["history_slices", "load_catalog", "load_events", "load_meta", "prepare"]
 
 _LATER_KEYS = ("source_format", "label_from", "min_history", "max_per_user", "task", "text_column", *TABLE_KEYS)
 
-Say = Callable[[str], None]
 
-
-def prepare(config: Config, *, force: bool = False, say: Say = print, read: Source | None = None) -> Path:
+def prepare(
+    config: Config,
+    *,
+    force: bool = False,
+    say: Say = print,
+    read: Source | None = None,
+    workers: Workers | None = None,
+) -> Path:
     """Read, clean, label and split a dataset, and write it as a folder.
 
     A folder that was prepared from the same source with the same settings is used again. The same input and
@@ -46,6 +52,7 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
         force: prepare again even if nothing has changed, and from the start even if an earlier call was cut off.
         say: prints one line.
         read: what `read_source` has read for this configuration already.
+        workers: starts what does the parts of a log that is prepared in parts; None has this process do them.
 
     Returns:
         The dataset folder, `config.dataset_folder()`.
@@ -71,13 +78,21 @@ def prepare(config: Config, *, force: bool = False, say: Say = print, read: Sour
         from rectune.data.gather import prepare_in_parts
 
         with (
-            prepare_in_parts(config, blocks, source, settings, say, force) as (write, lost),
+            prepare_in_parts(config, blocks, source, settings, say, force, workers or partial(one_process, say)) as (
+                write,
+                lost,
+            ),
             atomic_folder(target) as temporary,
         ):
             write(temporary)
             _carry_over(target, temporary)
         _say_written(target, lost, say)
         return target
+    if workers is not None:
+        say(
+            "workers: this process prepares it alone: only MovieLens sets with labels from ratings and more than "
+            f"part_rows={config.part_rows:,} rows are prepared in parts"
+        )
     read = read_source(config, say) if read is None else read
     say_read(read.interactions.height, read.catalog, read.rejects, read.nouns, say)
     if read.interactions.height > config.part_rows:

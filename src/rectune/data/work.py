@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rectune.files import atomic_path, disk_errors, make_folder, remove_leftovers, write_json
+from rectune.errors import ResourceError
+from rectune.files import append_line, atomic_path, disk_errors, make_folder, remove_leftovers, write_json
 
 _KEY = "key.json"
+_BEGUN = ".begun"
+_TRIES = 3
+"""How many processes may end over a piece before nobody tries again."""
 _FILES = "files"
 """In a marker: the files of its piece."""
 
@@ -58,7 +63,17 @@ class Work:
             make_folder(folder)
             write_json(folder / _KEY, key)
         remove_leftovers(folder)
+        for file in folder.glob(f"*{_BEGUN}"):
+            file.unlink()
         self.old = len(list(folder.glob("*.done")))
+
+    @classmethod
+    def beside(cls, folder: Path) -> Work:
+        """The pieces of a folder that another process has opened, for a process that makes some of them: nothing is
+        looked at, and so nothing removed."""
+        work = cls.__new__(cls)
+        work.folder, work._files, work.old = folder, [], 0
+        return work
 
     def _read(self, name: str) -> Any:
         try:
@@ -90,11 +105,32 @@ class Work:
         """A number that was written down of a finished piece."""
         return int((self.done(piece) or {})[name])
 
+    def begin(self, piece: str) -> int:
+        """Write down that this process begins with a piece; how many have, since one of them got anywhere.
+
+        Raises:
+            ResourceError: several have, and each one ended over it.
+        """
+        file = self.path(f"{piece}{_BEGUN}")
+        append_line(file, str(os.getpid()))
+        begun = file.read_text(encoding="utf-8").count("\n")
+        if begun > _TRIES:
+            raise ResourceError(
+                f"{self.folder}: {_TRIES} processes have died over {piece}, most likely for want of memory; free some, "
+                "or give fewer --workers, then run the same command again"
+            )
+        return begun
+
+    def got_on(self, piece: str) -> None:
+        """Write down that this process has kept something of a piece."""
+        self.path(f"{piece}{_BEGUN}").unlink(missing_ok=True)
+
     def finish(self, piece: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
         """Count a piece as finished; all its files are in their places."""
         told = {**(told or {}), _FILES: self._files}
         self._files = []
         write_json(self.folder / f"{piece}.done", told)
+        self.got_on(piece)
         return told
 
     @contextmanager

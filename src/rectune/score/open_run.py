@@ -105,6 +105,20 @@ def _at_revision(config: Config, settings: AdapterSettings) -> Config:
     return config.with_overrides(model_revision=settings.base_revision)
 
 
+def run_settings(folder: Path, overrides: list[str]) -> tuple[Config, AdapterSettings]:
+    """A run's configuration with the saved prompt keys, and what was saved beside its adapter; no model is loaded.
+
+    Raises:
+        ModelError: see `open_run`.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such run folder; train first with `rectune train CONFIG`")
+    given = run_config(folder, overrides)
+    settings = load_settings(folder)
+    _check_overrides(given, overrides, settings)
+    return _at_revision(settings.config(given), settings), settings
+
+
 def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> OpenRun:
     """Load a run's base model and adapter, and check that they are asked as they were trained.
 
@@ -117,12 +131,7 @@ def open_run(folder: Path, overrides: list[str], say: Callable[[str], None]) -> 
         ModelError: a part is missing, damaged or does not fit; a prompt key or the quantisation was overridden with
             another value.
     """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such run folder; train first with `rectune train CONFIG`")
-    given = run_config(folder, overrides)
-    settings = load_settings(folder)
-    _check_overrides(given, overrides, settings)
-    config = _at_revision(settings.config(given), settings)
+    config, settings = run_settings(folder, overrides)
     loaded = load_model(config, say)
     dtype = str(loaded.dtype).removeprefix("torch.")
     if dtype != settings.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +17,7 @@ from rectune.files import atomic_path
 FORMATS = (".csv", ".parquet", ".jsonl")
 LOG_ODDS, SCORE = "log_odds", "score"
 """Columns that scoring adds."""
+NO_PAIRS = f"holds no pairs; give one {USER_ID} and {ITEM_ID} a line"
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,17 @@ class Pairs:
     Attributes:
         file: where it lies.
         table: its columns in its order, one row a pair; user_id and item_id are text.
+        first: how many rows of a Parquet file stand before the table's.
     """
 
     file: Path
     table: pl.DataFrame
+    first: int = 0
 
     def place(self, row: int) -> str:
         """Where in the file a row of the table stands: `line 3`, or `row 3` of a Parquet file, counted from 1."""
         if self.file.suffix == ".parquet":
-            return f"row {row + 1}"
+            return f"row {self.first + row + 1}"
         with self.file.open(encoding="utf-8-sig", newline="") as stream:
             lines = _csv_lines(stream) if self.file.suffix == ".csv" else _json_lines(stream)
             return f"line {next(number for at, (number, _) in enumerate(lines) if at == row)}"
@@ -76,23 +79,41 @@ def read_pairs(file: Path) -> Pairs:
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{file}: cannot be read as {file.suffix[1:]} ({_fault(file, error)})") from error
     if table.width == 0 or table.height == 0:
-        raise DataError(f"{file}: holds no pairs; give one {USER_ID} and {ITEM_ID} a line")
+        raise DataError(f"{file}: {NO_PAIRS}")
+    check_columns(file, table.schema)
+    return with_ids(Pairs(file, table))
+
+
+def check_columns(file: Path, schema: pl.Schema) -> None:
+    """Refuse a file whose columns cannot be those of pairs.
+
+    Raises:
+        DataError: user_id or item_id is missing or of another kind than ids, or a column has the result's name.
+    """
     for name in (USER_ID, ITEM_ID):
-        if name not in table.columns:
-            found = ", ".join(table.columns[:8])
+        if name not in schema:
+            found = ", ".join(list(schema)[:8])
             raise DataError(f"{file}: the column {name} is missing; found: {found}; both {USER_ID} and {ITEM_ID} count")
-        kind = table.schema[name]
+        kind = schema[name]
         if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
             raise DataError(f"{file}: the column {name} is {kind}; ids are text or whole numbers, write them so")
     for name in (LOG_ODDS, SCORE):
-        if name in table.columns:
+        if name in schema:
             raise DataError(f"{file}: has a column {name!r} already, which scoring adds; rename it or leave it out")
-    pairs = Pairs(file, table.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String)))
+
+
+def with_ids(pairs: Pairs) -> Pairs:
+    """The pairs, their ids as text.
+
+    Raises:
+        DataError: an id is missing.
+    """
+    found = replace(pairs, table=pairs.table.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String)))
     for name in (USER_ID, ITEM_ID):
-        empty = pairs.table.select((pl.col(name).is_null() | (pl.col(name) == "")).arg_true()).to_series()
+        empty = found.table.select((pl.col(name).is_null() | (pl.col(name) == "")).arg_true()).to_series()
         if len(empty):
-            raise DataError(f"{file}: {len(empty):,} rows have no {name}, the first on {pairs.place(empty[0])}")
-    return pairs
+            raise DataError(f"{pairs.file}: {len(empty):,} rows have no {name}, the first on {found.place(empty[0])}")
+    return found
 
 
 def _read(file: Path) -> pl.DataFrame:

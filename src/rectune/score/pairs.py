@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,24 +114,94 @@ def cut(counts: Ints, shown: Ints, size: int) -> Parts:
     return Parts(user, start, stop, (np.cumsum(lines) - lines) // size)
 
 
-class _Work:
-    """The pairs of one call, ready to be scored chunk by chunk."""
+class Counts(NamedTuple):
+    """What pairs are of.
 
-    def __init__(self, run: OpenRun, data: Dataset, pairs: Pairs, as_of: str, say: Say) -> None:
-        known = pairs.table[ITEM_ID].is_in(data.catalog[ITEM_ID].implode())
-        if not known.all():
-            unknown = pairs.table.filter(~known)[ITEM_ID].unique(maintain_order=True)
-            first = int((~known).arg_true()[0])
-            few = ", ".join(map(repr, unknown.head(3))) + (", ..." if len(unknown) > 3 else "")
-            raise DataError(
-                f"{pairs.file}: {int((~known).sum()):,} pairs name {len(unknown):,} items that the catalog of "
-                f"{data.catalog.height:,} does not hold: {few}; the first on {pairs.place(first)}; remove these pairs, "
-                "or give the dataset that holds the items with dataset_dir=FOLDER"
+    Attributes:
+        pairs: how many were given.
+        users: of how many users.
+        cold: users without any history.
+        twice: pairs that are there already.
+        undated: users whose whole history is shown, since they have no event from the hidden splits.
+        told: pairs whose outcome stands in the history shown.
+    """
+
+    pairs: int = 0
+    users: int = 0
+    cold: int = 0
+    twice: int = 0
+    undated: int = 0
+    told: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """The counts of both, whose users are others."""
+        return Counts(*map(sum, zip(self, other, strict=True)))
+
+    def lines(self, as_of: str) -> Iterator[str]:
+        """The counts in words."""
+        notes = [f"{self.cold:,} of them without any history"] * (self.cold > 0)
+        notes += [f"{self.twice:,} pairs repeated"] * (self.twice > 0)
+        notes += [f"{self.undated:,} users have no event from {as_of} on, so all of theirs are shown"] * (
+            self.undated > 0
+        )
+        yield f"pairs: {self.pairs:,} of {self.users:,} users" + "".join(f"; {note}" for note in notes)
+        if self.told:
+            yield (
+                f"pairs: {self.told:,} ask about an item whose outcome stands in the history shown, so their scores "
+                "are no forecast" + ("; --as-of test hides the test events" if as_of == NOW else "")
             )
+
+
+def check_as_of(as_of: str) -> None:
+    """Refuse a moment that there is none of.
+
+    Raises:
+        ConfigError: it is none of `AS_OF`.
+    """
+    if as_of not in AS_OF:
+        raise ConfigError(f"--as-of: got {as_of!r}, allowed: {', '.join(AS_OF)}")
+
+
+def check_items(pairs: Pairs, catalog: pl.DataFrame) -> None:
+    """Refuse pairs whose item has no text.
+
+    Raises:
+        DataError: an item is not in the catalog.
+    """
+    known = pairs.table[ITEM_ID].is_in(catalog[ITEM_ID].implode())
+    if known.all():
+        return
+    unknown = pairs.table.filter(~known)[ITEM_ID].unique(maintain_order=True)
+    first = int((~known).arg_true()[0])
+    few = ", ".join(map(repr, unknown.head(3))) + (", ..." if len(unknown) > 3 else "")
+    raise DataError(
+        f"{pairs.file}: {int((~known).sum()):,} pairs name {len(unknown):,} items that the catalog of "
+        f"{catalog.height:,} does not hold: {few}; the first on {pairs.place(first)}; remove these pairs, "
+        "or give the dataset that holds the items with dataset_dir=FOLDER"
+    )
+
+
+class PairWork:
+    """The pairs of one call, or of a part of one, ready to be scored chunk by chunk.
+
+    Args:
+        run: the opened run.
+        data: whole timelines, those of the pairs' users at least.
+        table: the pairs, all of items of the catalog.
+        as_of: of `AS_OF`.
+
+    Attributes:
+        asked: each pair once, users one after the other.
+        log_odds: float64 [asked]; not a number where a pair is not scored yet.
+        counts: what the pairs are of.
+    """
+
+    def __init__(self, run: OpenRun, data: Dataset, table: pl.DataFrame, as_of: str) -> None:
         self.run, self.data = run, data
         self.items = Items(run, data.catalog)
         self.candidate = cache(self.items.candidate)  # as many as the catalog has items
-        self.asked, users = asked_of(pairs.table)
+        self.asked, users = asked_of(table)
+        self.log_odds = np.full(self.asked.height, np.nan)
         found = histories(data.events, users, as_of)
         self.start, self.stop = found["start"].to_numpy(), found["stop"].to_numpy()
         # No prompt shows more events than it has tokens, nor in the pointwise layout more than history_len.
@@ -138,17 +209,14 @@ class _Work:
         # The baselines look at all of a history.
         self.most = data.events.height if run.settings.baselines else self.most
         self.parts = cut(users["count"].to_numpy(), np.minimum(self.stop - self.start, self.most), CHUNK)
-        cold, twice = int((self.start == self.stop).sum()), pairs.table.height - self.asked.height
-        notes = [f"{cold:,} of them without any history"] * (cold > 0) + [f"{twice:,} pairs repeated"] * (twice > 0)
-        undated = int((~found["dated"]).sum()) if as_of != NOW else 0
-        notes += [f"{undated:,} users have no event from {as_of} on, so all of theirs are shown"] * (undated > 0)
-        say(f"pairs: {pairs.table.height:,} of {users.height:,} users" + "".join(f"; {note}" for note in notes))
-        shown = self._told(data.events, users)
-        if shown:
-            say(
-                f"pairs: {shown:,} ask about an item whose outcome stands in the history shown, so their scores are no "
-                "forecast" + ("; --as-of test hides the test events" if as_of == NOW else "")
-            )
+        self.counts = Counts(
+            pairs=table.height,
+            users=users.height,
+            cold=int((self.start == self.stop).sum()),
+            twice=table.height - self.asked.height,
+            undated=int((~found["dated"]).sum()) if as_of != NOW else 0,
+            told=self._told(data.events, users),
+        )
 
     def _told(self, events: pl.DataFrame, users: pl.DataFrame) -> int:
         """How many pairs are events of the history that is shown."""
@@ -159,6 +227,8 @@ class _Work:
 
     def chunks(self) -> Iterator[tuple[int, int, range]]:
         """First and last pair of each chunk, and its parts."""
+        if not len(self.parts.chunk):
+            return
         edges = np.flatnonzero(np.diff(self.parts.chunk, prepend=-1)).tolist()
         for first, end in zip(edges, [*edges[1:], len(self.parts.chunk)], strict=True):
             yield int(self.parts.start[first]), int(self.parts.stop[end - 1]), range(first, end)
@@ -180,6 +250,13 @@ class _Work:
             )
         return found
 
+    def scored(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The pairs, in their order, with log_odds and score."""
+        scores = self.asked.with_columns(
+            pl.Series(LOG_ODDS, self.log_odds), pl.Series(SCORE, probability(self.log_odds), dtype=pl.Float64)
+        )
+        return table.join(scores, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")
+
 
 def _stored(file: Path, height: int) -> npt.NDArray[np.float64] | None:
     """A chunk kept by an earlier call, or None when there is none or it is damaged."""
@@ -188,6 +265,33 @@ def _stored(file: Path, height: int) -> npt.NDArray[np.float64] | None:
     except (OSError, pl.exceptions.PolarsError):
         return None
     return found if found is not None and len(found) == height else None
+
+
+def score_chunks(work: PairWork, scorer: CandidateScorer, store: Path, advance: Callable[[int], None]) -> Iterator[int]:
+    """Score what an earlier call has not, and keep each finished chunk.
+
+    Args:
+        work: what is asked; its log-odds are filled in.
+        scorer: scores the candidates.
+        store: a folder for chunks of these very pairs, asked so.
+        advance: called with the number of pairs scored since the last call.
+
+    Yields:
+        How many pairs an earlier call has scored, then how many a chunk has, as soon as it is kept.
+    """
+    left = []
+    for start, stop, parts in work.chunks():
+        found = _stored(store / f"pairs-{start:09d}.parquet", stop - start)
+        if found is None:
+            left.append((start, stop, parts))
+        else:
+            work.log_odds[start:stop] = found
+    yield int(np.isfinite(work.log_odds).sum())
+    for start, stop, parts in left:
+        work.log_odds[start:stop] = np.concatenate(scorer.score(work.requests(parts), advance))
+        with atomic_path(store / f"pairs-{start:09d}.parquet") as temporary:
+            pl.DataFrame({LOG_ODDS: work.log_odds[start:stop]}).write_parquet(temporary)
+        yield stop - start
 
 
 def score_pairs(
@@ -222,10 +326,12 @@ def score_pairs(
         ConfigError: `as_of` or the output cannot be.
         DataError: an item is not in the catalog.
     """
-    if as_of not in AS_OF:
-        raise ConfigError(f"--as-of: got {as_of!r}, allowed: {', '.join(AS_OF)}")
+    check_as_of(as_of)
     check_output(pairs, output)
-    work = _Work(run, data, pairs, as_of, say)
+    check_items(pairs, data.catalog)
+    work = PairWork(run, data, pairs.table, as_of)
+    for line in work.counts.lines(as_of):
+        say(line)
     scorer = scorer or CandidateScorer(run, say)
     # In half precision it shows in the scores how many tokens go into a pass.
     key = run.scoring_key(
@@ -238,28 +344,18 @@ def score_pairs(
         str(scorer.budget.tokens),
     )
     store = run.folder / "scoring" / key
-    log_odds = np.full(work.asked.height, np.nan)
-    left = []
-    for start, stop, parts in work.chunks():
-        found = _stored(store / f"pairs-{start:09d}.parquet", stop - start)
-        if found is None:
-            left.append((start, stop, parts))
-        else:
-            log_odds[start:stop] = found
-    total, done = len(log_odds), int(np.isfinite(log_odds).sum())
-    if done:
-        say(f"{done:,} of {total:,} pairs were scored by an earlier call")
     columns = (TextColumn("scoring pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    before, began = done, time.monotonic()
+    total, began = len(work.log_odds), time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=total, completed=done)
+        task = bar.add_task("scoring", total=total)
+        steps = score_chunks(work, scorer, store, lambda count: bar.advance(task, count))
+        done = before = next(steps)
+        if done:
+            say(f"{done:,} of {total:,} pairs were scored by an earlier call")
+        bar.update(task, completed=done)
         try:
-            for start, stop, parts in left:
-                scored = scorer.score(work.requests(parts), lambda count: bar.advance(task, count))
-                log_odds[start:stop] = np.concatenate(scored)
-                with atomic_path(store / f"pairs-{start:09d}.parquet") as temporary:
-                    pl.DataFrame({LOG_ODDS: log_odds[start:stop]}).write_parquet(temporary)
-                done += stop - start
+            for count in steps:
+                done += count
                 bar.update(task, completed=done)
                 if not console.is_terminal:
                     speed = (done - before) / (time.monotonic() - began)
@@ -268,10 +364,7 @@ def score_pairs(
         except KeyboardInterrupt:
             say(f"stopped with {done:,} of {total:,} pairs scored; the same command goes on from there")
             raise
-    scores = work.asked.with_columns(
-        pl.Series(LOG_ODDS, log_odds), pl.Series(SCORE, probability(log_odds), dtype=pl.Float64)
-    )
-    table = pairs.table.join(scores, on=[USER_ID, ITEM_ID], how="left", maintain_order="left")
+    table = work.scored(pairs.table)
     write_pairs(table, output)
     shutil.rmtree(store, ignore_errors=True)
     with suppress(OSError):  # another call's chunks may lie beside them
