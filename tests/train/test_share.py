@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectune.config import Config
-from rectune.errors import ConfigError
+from rectune.errors import ConfigError, NotFinite, PeerFailed, RectuneError, ResourceError
 from rectune.model.footprint import Memory
 from rectune.model.shape import model_shape
 from rectune.train.arguments import planned_steps
 from rectune.train.batches import without_answers
 from rectune.train.changes import check_changes
+from rectune.train.halving import Halving
+from rectune.train.parallel import ParallelTrainer
 from rectune.train.share import Share
 from rectune.train.signals import Signals
 from rectune.world import World
@@ -128,6 +131,66 @@ def test_a_sharded_model_is_planned_with_its_part_two_blocks_and_a_message_of_gr
     two_blocks = 2 * linear // shape.blocks
     assert sharded.weights() == 2 * (shape.parameters - linear) + 2 * (linear // 4 + two_blocks)
     assert many.gradients() == sharded.gradients() == 2 * one.gradients()
+
+
+class Beside(World):
+    """The first of two processes, with what the second one would say."""
+
+    def __init__(
+        self, rows: int = 1 << 30, told: tuple[dict[str, Any], str] | None = None, failed: bool = False
+    ) -> None:
+        super().__init__(0, 2)
+        self.rows, self.told, self.failed = rows, told, failed
+
+    def any(self, flag: bool) -> bool:
+        return flag or self.failed
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        return [max(values[0], -self.rows)]
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.told]
+
+    def sum_gradients(self, parameters: Any) -> None:
+        for parameter in parameters:
+            parameter.grad += 10.0
+
+
+def step(world: World, loss: Callable[[], torch.Tensor], last: bool = True) -> tuple[Any, Any, Any]:
+    """The trainer, the model and the loss of a micro-batch of the first of two processes."""
+    trainer: Any = ParallelTrainer.__new__(ParallelTrainer)
+    trainer.world, trainer.halving, trainer.put_by = world, Halving(True, print), None
+    trainer.accelerator, trainer.state = SimpleNamespace(sync_gradients=last), SimpleNamespace(log_history=[])
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.grad = torch.ones(1, 1)
+    try:
+        return trainer, model, trainer.take_part(model, loss)
+    except RectuneError as error:
+        return trainer, model, error
+
+
+def test_behind_the_last_micro_batch_gradients_are_added_and_the_smallest_parts_are_taken() -> None:
+    _, model, loss = step(Beside(), lambda: torch.tensor(0.5), last=False)
+    assert loss == 1.0 and model.weight.grad == 1.0  # of two losses the mean is logged, so each counts twice
+    trainer, model, _ = step(Beside(), lambda: torch.tensor(0.5))
+    assert model.weight.grad == 11.0 and trainer.halving.rows is None
+    trainer, _, _ = step(Beside(rows=3), lambda: torch.tensor(0.5))
+    assert trainer.halving.rows == 3
+
+
+def test_what_another_process_has_met_ends_the_step_before_gradients_are_added() -> None:
+    entry = {"step": 4, "rows": "of user 7"}
+    trainer, model, error = step(Beside(told=(entry, "step 4: of user 7"), failed=True), lambda: torch.tensor(0.5))
+    assert isinstance(error, NotFinite) and str(error) == "step 4: of user 7" and error.shared
+    assert trainer.state.log_history == [entry] and model.weight.grad == 1.0
+    _, _, error = step(Beside(failed=True), lambda: torch.tensor(0.5))
+    assert isinstance(error, PeerFailed)
+
+    def full() -> torch.Tensor:
+        raise ResourceError("this card is full")
+
+    _, _, error = step(Beside(), full)
+    assert isinstance(error, ResourceError) and str(error) == "this card is full"
 
 
 def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_later_one_stops_at_once() -> None:
