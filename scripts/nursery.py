@@ -120,12 +120,12 @@ def _free_port() -> int:
 def _start_others(asked: dict[str, Any]) -> list[int]:
     """Become number 0 of several processes, and fork the others, whose files are `out` and `err` with their number.
 
-    None of them outlives two minutes, whatever becomes of the others.
+    None of them outlives five minutes, whatever becomes of the others.
     """
     size = asked["processes"]
     os.environ |= {
         "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "RANK": "0", "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     others = []
     for rank in range(1, size):
@@ -136,7 +136,7 @@ def _start_others(asked: dict[str, Any]) -> list[int]:
             others = []
             break
         others.append(child)
-    signal.alarm(120)
+    signal.alarm(300)
     return others
 
 

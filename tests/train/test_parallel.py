@@ -141,6 +141,25 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step_and_they_resume
 
 
 @pytest.mark.slow
+def test_a_signal_in_an_evaluation_ends_it_in_both_and_it_is_made_first_when_they_go_on(
+    make: Callable[..., Config], start: Start, tmp_path: Path
+) -> None:
+    many = {"validation_ratio": 0.5, "per_device_eval_batch_size": 1, "dataset_dir": str(tmp_path / "data")}
+    whole, config = (make(**{**SHARED, **many, "output_dir": str(tmp_path / name)}) for name in ("whole", "cut"))
+    assert start(whole, processes=2).end() == 0
+    victim = start(config, processes=2)
+    wait_for_step(config.output_dir, 3)  # behind which the first evaluation comes
+    others_of(victim.process.process)[0].send_signal(signal.SIGTERM)
+    assert victim.end() == 130
+    assert "stopping in an evaluation; it is made first when the run goes on" in victim.text("out")
+    assert [step for step, *_ in curve(config.output_dir, "eval_loss")] == []
+    assert start(config, "--resume", processes=2).end() == 0
+    assert adapter(config.output_dir) == adapter(whole.output_dir)
+    keys = ("eval_loss", "eval_auc", "eval_log_odds_moved")
+    assert curve(config.output_dir, *keys) == curve(whole.output_dir, *keys)
+
+
+@pytest.mark.slow
 def test_two_processes_that_share_the_model_give_the_curve_of_one(
     run: Run, make: Callable[..., Config], start: Start, tmp_path: Path
 ) -> None:

@@ -198,6 +198,8 @@ class AnswerTrainer(ParallelTrainer):
     ) -> torch.Tensor:
         """Forward and backward of a micro-batch, in parts where it does not fit the memory at once."""
         step = super().training_step
+        if not self.world.alone:  # whose batches come as they were made, in main memory
+            inputs = self._prepare_inputs(inputs)
         return self.take_part(
             model, lambda: self.halving.step(model, inputs, lambda part: step(model, part, num_items_in_batch))
         )
