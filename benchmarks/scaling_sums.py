@@ -148,8 +148,8 @@ def size(count: float) -> str:
 
 
 def power(count: int) -> str:
-    """10^9 in place of 1000000000."""
-    return f"10^{len(str(count)) - 1}"
+    """10⁹ in place of 1000000000."""
+    return "10" + str(len(str(count)) - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def preparing(costs: Costs, core_hour: float, cores: int) -> str:
@@ -180,7 +180,7 @@ def training(costs: Costs, speed: float, card_hour: float) -> str:
             row += [time(seconds), time(seconds / 8), money(seconds / 3600 * card_hour)]
         rows.append(row)
     head = [f"{model}, {what}" for model in MODELS for what in ("one card", "8 cards", "cost")]
-    return table(["interactions", "10^9 tokens", *head], rows)
+    return table(["interactions", "10⁹ tokens", *head], rows)
 
 
 def scoring(costs: Costs, speed: float, card_hour: float, trunk: float, candidate: float) -> str:
