@@ -118,6 +118,9 @@ def test_code_of_the_adapters_card_runs(
 ) -> None:
     folder, _ = exported(pointwise_run, "adapter", tmp_path / "out")
     assert card_says(folder, capsys, block=1) == pytest.approx(own_probability(pointwise_run), abs=0.01)
+    # The base model is a folder here, which elsewhere lies elsewhere; the card does not name it.
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "on another one put there where it lies" in card and str(pointwise_run.parents[1]) not in card
 
 
 def test_code_of_the_classifiers_card_runs(

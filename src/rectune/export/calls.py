@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rectune.export.targets import ADAPTER, CLASSIFIER, GGUF, MERGED_4BIT, Target
@@ -73,7 +74,13 @@ def call_of(target: Target, run: OpenRun, scoring: dict[str, Any]) -> str:
         added = run.config.prior != "none" or bool(run.settings.blend)
         if added:
             return own + "\nWithout rectune a prior or baselines that join the answer would be missing."
-        return f"{own}\nor with PEFT alone:\n\n{_python(_WRITE, _PEFT, _READ)}"
+        base = run.settings.base_model
+        name = Path(base.removeprefix("wheel:")).name
+        where = (
+            f"\n`adapter_config.json` names the folder of the base model ({name}) on the machine that trained; on "
+            "another one put there where it lies.\n"
+        ) * base.startswith(("wheel:", "/", "~", "."))
+        return f"{own}\nor with PEFT alone:\n\n{_python(_WRITE, _PEFT, _READ)}{where}"
     if target.name == CLASSIFIER:
         offset = json.dumps(scoring["vllm"]["pooler_config"])
         return (
