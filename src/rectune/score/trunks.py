@@ -29,6 +29,9 @@ class Trunks:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held: OrderedDict[str, tuple[list[int], Keys]] = OrderedDict()
+        # Counted along: a full store holds thousands of trunks, each of many tensors, and every new one asks.
+        self._sizes: dict[str, int] = {}
+        self._size = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -36,7 +39,7 @@ class Trunks:
     @property
     def size(self) -> int:
         """Bytes held."""
-        return sum(keys.size for _, keys in self._held.values())
+        return self._size
 
     def beginning(self, user: str, tokens: list[int]) -> Keys | None:
         """Keys of the longest beginning of these tokens that is held for the user, or None."""
@@ -49,13 +52,22 @@ class Trunks:
 
     def keep(self, user: str, tokens: list[int], keys: Keys) -> None:
         """Hold a user's trunk in place of an earlier one, and drop others until the limit is kept."""
-        self._held.pop(user, None)
-        if keys.size > self._limit:
+        self._drop(user)
+        size = keys.size
+        if size > self._limit:
             return
         self._held[user] = (tokens, keys)
-        while self.size > self._limit:
-            self._held.popitem(last=False)
+        self._sizes[user] = size
+        self._size += size
+        while self._size > self._limit:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, user: str) -> None:
+        if self._held.pop(user, None) is not None:
+            self._size -= self._sizes.pop(user)
 
     def clear(self) -> None:
         """Drop everything."""
         self._held.clear()
+        self._sizes.clear()
+        self._size = 0
