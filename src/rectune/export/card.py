@@ -146,7 +146,8 @@ def _costs(scoring: dict[str, Any]) -> list[str]:
     found = [(name, Parity(**each)) for name, each in scoring["check"].items()]
     return [
         f"> **Quantisation has cost this model much ({name}).** Its answers to {each.pairs} questions correlate "
-        f"{each.rank:.3f} in order with those of the trained model, where {LEAST_RANK:g} is wanted"
+        f"{each.rank:.3f} in order with those of the trained model, where {LEAST_RANK:g} is wanted, and are off by "
+        f"{each.root:.2g} in log-odds, where the adapter does {each.effect:.2g}"
         + ("" if each.auc is None else f"; AUC on these questions {each.auc:.3f} became {each.auc_exported:.3f}")
         + ". Whoever exported it was told and went on (`--accept-loss`). What is measured below is not of this form.\n"
         for name, each in found

@@ -17,6 +17,8 @@ FLOOR = 0.1
 LEAST_RANK = 0.95
 """Rank correlation with the trained model's answers that a quantised form must keep. Errors that know nothing of the
 truth leave about that share of what AUC has above chance: 0.80 becomes 0.785."""
+STRANGER = 0.5
+"""Rank correlation below which it is another model, and nobody can accept that."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class Parity:
         largest_probability: of those between P(yes).
         rank: Spearman's correlation; NaN where all answers of one side are the same.
         root, effect: root mean square of the differences, and of what the adapter does.
-        to_untuned: root mean square of the differences to the model without its adapter.
         auc, auc_exported: of the model and of the export on these pairs; None where all have the same label.
     """
 
@@ -56,7 +57,6 @@ class Parity:
     rank: float
     root: float
     effect: float
-    to_untuned: float
     auc: float | None = None
     auc_exported: float | None = None
 
@@ -84,7 +84,6 @@ class Parity:
             rank=float("nan") if constant else float(spearmanr(exported, trained).statistic),
             root=_root(apart),
             effect=_root(trained - untuned),
-            to_untuned=_root(exported - untuned),
             auc=None if labels is None else auc(labels, trained),
             auc_exported=None if labels is None else auc(labels, exported),
         )
@@ -100,30 +99,31 @@ class Parity:
 
     @property
     def costly(self) -> bool:
-        """Whether quantisation has cost more of the order than `LEAST_RANK` allows."""
-        return self.root > FLOOR and not self.rank >= LEAST_RANK
+        """Whether quantisation has cost more than it may: of the order, by `LEAST_RANK`, or more than training gave."""
+        small = self.root <= FLOOR  # what is not a number is not small
+        return not (small or (self.rank >= LEAST_RANK and self.root <= self.effect))
 
     def check_loss(self, what: str, accept: bool) -> None:
         """Refuse a quantised form, whose weights have been proved, for what quantisation costs.
 
         Args:
             what: the form.
-            accept: go on where that is much, as long as what was trained is in the answers yet.
+            accept: go on where that is much, as long as it is the same model yet.
 
         Raises:
-            ModelError: it costs more than `LEAST_RANK` allows and that is not accepted, or the answers are nearer to
-                those of the untuned model.
+            ModelError: it costs too much (see `costly`) and that is not accepted, or little is left of the order.
         """
-        if self.root > FLOOR and not self.root < self.to_untuned:
+        if self.costly and not self.rank >= STRANGER:
             raise ModelError(
-                f"{what}: its answers are nearer to those of the untuned model than to the trained one's: quantisation "
-                f"has undone the training ({self.line()}); take more bits; nothing was exported"
+                f"{what}: its answers have little to do with the trained model's ({self.line()}); take more bits; "
+                "nothing was exported"
             )
         if self.costly and not accept:
             raise ModelError(
-                f"{what}: the weights are right, but quantisation costs this model much: rank correlation with the "
-                f"trained model's answers {self.rank:.4f}, allowed {LEAST_RANK:g} ({self.line()}); take more bits, or "
-                "go on with --accept-loss, which the model card then says; nothing was exported"
+                f"{what}: the weights are right, but quantisation costs this model much (allowed are a rank "
+                f"correlation of {LEAST_RANK:g} or more, and differences smaller than what the adapter does; "
+                f"{self.line()}); take more bits, or go on with --accept-loss, which the model card then says; nothing "
+                "was exported"
             )
 
     def problem(self, tolerance: Tolerance) -> str | None:
