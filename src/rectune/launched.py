@@ -103,6 +103,7 @@ def join_world() -> World:
         raise ResourceError("processes: several train on CUDA cards or on CPUs, not on an Apple GPU; start one")
     else:
         backend, said = "gloo", "gloo on CPUs"
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else it is cpu:0, where PyTorch restores no state
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosting = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
