@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_runs import card_says, own_probability, silent, write_run
 
+from rectune.errors import ModelError
 from rectune.export.clients import ask_llama_cpp
 from rectune.export.export import export
 from rectune.export.gguf import F16, Q4_K_M, Q8_0
@@ -70,14 +71,17 @@ def test_a_llama_with_a_head_of_its_own_too(tmp_path: Path, movielens: Path, qwe
     qwen3_tokenizer.save_pretrained(tmp_path / "model")  # type: ignore[attr-defined]
     run = write_run(tmp_path, tmp_path / "model", movielens, layout="stream", history_shows="label", spread=0.2)
     lines: list[str] = []
-    folder = export(run, [], "gguf", tmp_path / "out", lines.append, [Q4_K_M])
+    # So small a model loses much, which has to be accepted.
+    with pytest.raises(ModelError, match=r"gguf q4_k_m, by llama.cpp: the weights are right, but quantisation costs"):
+        export(run, [], "gguf", tmp_path / "out", silent, [Q4_K_M])
+    folder = export(run, [], "gguf", tmp_path / "out", lines.append, [Q4_K_M], accept_loss=True)
+    assert any(line.startswith("weights: gguf q4_k_m: every layer holds the adapter's change once") for line in lines)
     assert [file.name for file in folder.glob("*.gguf")] == ["model-q4_k_m.gguf"]
     assert set(json.loads((folder / "scoring.json").read_text())["check"]) == {"q4_k_m"}
     assert any("gguf q4_k_m, by llama.cpp" in line for line in lines)
 
 
 def test_what_is_no_gguf_is_one_line(tmp_path: Path) -> None:
-    from rectune.errors import ModelError
     from rectune.export.quantise import quantise
 
     (tmp_path / "x.gguf").write_bytes(b"GGUF and nothing else")
