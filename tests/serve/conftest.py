@@ -76,7 +76,7 @@ def alone(run: Path) -> Recommender:
 @pytest.fixture(scope="session")
 def serve_here() -> Iterator[Callable[..., Here]]:
     """Serves a run on a free port, with limits and keys."""
-    open_ones: list[tuple[Here, threading.Thread]] = []
+    open_ones: list[Here] = []
 
     def go(run: Path, keys: tuple[str, ...] = (), unknown: Any = "error", page: bool = False, **limits: Any) -> Here:
         bounds, written = Limits(**limits), StringIO()
@@ -85,16 +85,17 @@ def serve_here() -> Iterator[Callable[..., Here]]:
         listening = socket.create_server(("127.0.0.1", 0))
         server = http_server(service, Keys(keys), service.journal, page)
         service.start()
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_until_complete, args=[server.serve(sockets=[listening])], daemon=True)
         thread.start()
-        here = Here(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server, written)
-        open_ones.append((here, thread))
+        here = Here(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server, written, thread, loop)
+        open_ones.append(here)
         return here
 
     yield go
-    for here, thread in open_ones:
+    for here in open_ones:
         here.server.should_exit = True
-        thread.join(20)
+        here.thread.join(20)
         here.service.stop()
 
 

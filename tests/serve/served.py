@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -65,6 +67,8 @@ class Here:
     service: Service
     server: Any
     journal: StringIO
+    thread: threading.Thread
+    loop: asyncio.AbstractEventLoop
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.journal.getvalue().splitlines()]

@@ -23,8 +23,7 @@ from rectune.serve.limits import Limits
 from rectune.serve.service import load_serving
 
 KINDS: dict[str, dict[str, Any]] = {
-    "stack": {"prior": "stack", "item_rate_text": False},
-    "blended": {"prior": "none", "item_rate_text": False, "blend": ["stack", "network"]},
+    "stream": {"prior": "none", "item_rate_text": False, "blend": ["stack", "network"]},
     "pointwise": {
         "layout": "pointwise", "prompt_format": "chat", "history_len": 5, "cutoff_len": 1024, "history_shows": "rating",
         "prior": "stack", "item_rate_text": False, "blend": ["network"],

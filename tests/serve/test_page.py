@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from served import KEY, Here, Process
+from served import KEY, Here
 
 from rectune.score.recommender import Recommender
 from rectune.serve.explain import Mark, Reason, Row, ranking, rating_of, reasons, search
@@ -108,14 +108,36 @@ def test_the_page_asks_for_the_key_and_names_no_other_host(paged: Here) -> None:
     assert httpx.post(f"{paged.url}/v1/score", json=body, headers={"x-api-key": KEY}).status_code == 200
 
 
-def test_a_page_that_is_looked_at_does_not_hold_up_the_end(start: Callable[..., Process], run: Path) -> None:
-    process = start(run, "--port", "0", "--ui")
-    with httpx.stream("GET", f"{process.url}/ui/gradio_api/heartbeat/abc", timeout=60) as beating:
+def test_a_failure_on_the_page_is_told_and_its_message_stays_here(
+    paged: Here, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from rectune.serve import page
+
+    def fail(*_given: Any) -> None:
+        raise ValueError("about a film of nobody's business")
+
+    monkeypatch.setattr(page, "search", fail)
+    api, session = f"{paged.url}/ui/gradio_api", {"session_hash": "somebody"}
+    joined = {"data": ["toy"], "fn_index": 0, "event_data": None, "trigger_id": 1, **session}
+    assert httpx.post(f"{api}/queue/join", json=joined, auth=("x", KEY)).status_code == 200
+    with httpx.stream("GET", f"{api}/queue/data", params=session, auth=("x", KEY), timeout=60) as answer:
+        done = next(line for line in answer.iter_lines() if "process_completed" in line)
+    assert "The service failed here" in done and "business" not in done
+    line = paged.last("failure", where="page")
+    assert line["kind"] == "ValueError" and "business" not in paged.journal.getvalue()
+    assert "business" not in "".join(capfd.readouterr())
+
+
+def test_a_page_that_is_looked_at_does_not_hold_up_the_end(paged: Here) -> None:
+    """The last test of the page, which ends it as a signal does."""
+    with httpx.stream("GET", f"{paged.url}/ui/gradio_api/heartbeat/abc", auth=("x", KEY), timeout=60) as beating:
         assert beating.status_code == 200
+        paged.loop.call_soon_threadsafe(paged.service.drain)
         begun = time.monotonic()
-        process.send(signal.SIGTERM)
-        assert process.end() == 0 and time.monotonic() - begun < 30
-    assert not process.lines("failure")
+        paged.server.should_exit = True
+        paged.thread.join(60)
+        assert not paged.thread.is_alive() and time.monotonic() - begun < 30
+    assert not [line for line in paged.lines() if line["event"] == "failure" and line["where"] != "page"]
 
 
 @pytest.mark.slow

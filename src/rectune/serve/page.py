@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +19,8 @@ from rectune.serve.service import Service, Serving
 
 _FOUND, _RANKED, _MARKS = 8, 20, 30
 """Items found by a search, ranked, and marked at most."""
+_AT_ONCE = 16
+"""Times that one button is answered at once, for different people."""
 _CSS = """
 .gradio-container {max-width: 1200px !important}
 table.rt {width: 100%; border-collapse: collapse; font-size: 0.95rem; margin: 0}
@@ -33,6 +37,7 @@ table.rt .mine {font-weight: 700}
 @media (max-width: 640px) {
   #ranking .bar, #ranking th.bar {display: none}
   table.rt th, table.rt td {padding: 4px 3px !important}
+  #liked, #disliked, #asked {padding-inline: 4px; white-space: nowrap}
 }
 """
 
@@ -50,7 +55,8 @@ def ranking_table(rows: list[Row], wanted: list[str]) -> str:
         f'<td class="n">{100 * row.tuned:.1f} %</td><td class="n">{100 * row.untuned:.1f} %</td></tr>'
         for place, row in enumerate(rows, start=1)
     ]
-    head = '<th class="n">#</th><th>title</th><th class="bar"></th><th class="n">tuned</th><th class="n">untuned</th>'
+    names = (("n", "#"), ("", "title"), ("bar", ""), ("n", "tuned"), ("n", "untuned"))
+    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in names)
     return f'<table class="rt"><tr>{head}</tr>{"".join(lines)}</table>'
 
 
@@ -76,7 +82,7 @@ def reasons_table(score: float, found: list[Reason]) -> str:
         f'<td class="n">{100 * reason.change:+.2f}</td></tr>'
         for reason in found
     ]
-    head = '<tr><th>event</th><th></th><th></th><th class="n">points</th></tr>'
+    head = '<tr><th scope="col">event</th><th></th><th></th><th scope="col" class="n">points</th></tr>'
     table = f'<table class="rt">{head}{"".join(lines)}</table>' if found else "There is no history to leave out."
     return f"<p>P(like) is <b>{100 * score:.1f} %</b>. What each event adds to it:</p>{table}"
 
@@ -86,18 +92,33 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
-    def complain(error: Exception) -> Any:
-        return gr.Error(str(error), print_exception=False)
+    def told(action: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """The action, whose failures are told on the page; of those nobody foresaw, the journal gets kind and place.
+
+        Gradio itself would print them with what they quote of a person's marks.
+        """
+
+        @wraps(action)
+        async def done(*given: Any) -> Any:
+            try:
+                return await action(*given)
+            except (Refused, RectuneError) as error:
+                raise gr.Error(str(error), print_exception=False) from error
+            except gr.Error:
+                raise
+            except Exception as error:
+                service.journal.failed("page", error)
+                raise gr.Error("The service failed here; its journal says where.", print_exception=False) from error
+
+        return done
 
     async def find(text: str) -> Any:
         found = await service.look_up(lambda serving: search(serving, text[:200], _FOUND))
-        return gr.update(choices=found, value=found[0][1] if found else None)
+        nothing = "Nothing is called like that." if text.strip() and not found else ""
+        return gr.update(choices=found, value=found[0][1] if found else None, info=nothing)
 
     async def shown(marks: list[Mark], wanted: list[str]) -> tuple[Any, ...]:
-        try:
-            rows = await ranking(service, marks, wanted, _RANKED)
-        except (Refused, RectuneError) as error:
-            raise complain(error) from error
+        rows = await ranking(service, marks, wanted, _RANKED)
         choices = [(row.title, row.item_id) for row in rows]
         return marks_table(service.serving, marks), ranking_table(rows, wanted), gr.update(choices=choices, value=None)
 
@@ -128,10 +149,7 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
     async def why(item: str | None, marks: list[Mark]) -> tuple[str, str]:
         if item is None:
             return "", ""
-        try:
-            score, found, prompt = await reasons(service, marks, item)
-        except (Refused, RectuneError) as error:
-            raise complain(error) from error
+        score, found, prompt = await reasons(service, marks, item)
         return reasons_table(score, found), prompt
 
     with gr.Blocks(title="rectune", analytics_enabled=False) as page:
@@ -161,22 +179,34 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
                 about = gr.Dropdown(label="Why?", choices=[], elem_id="why", info="An item of the ranking")
                 because = gr.HTML(elem_id="because")
                 with gr.Accordion("The prompt in full", open=False):
-                    prompt = gr.Textbox(show_label=False, lines=8, max_lines=24, interactive=False, elem_id="prompt")
+                    prompt = gr.Textbox(
+                        label="The prompt in full", show_label=False, lines=8, max_lines=24, interactive=False,
+                        elem_id="prompt",
+                    )  # fmt: skip
         seen = [history, table, about]
-        box.change(find, box, choice, trigger_mode="always_last", show_progress="hidden", api_visibility="private")
+        box.change(
+            told(find), box, choice, trigger_mode="always_last", show_progress="hidden", api_visibility="private"
+        )
         for button, action, into in ((liked, like, marks), (disliked, dislike, marks), (asked, want, wanted)):
-            button.click(action, [choice, marks, wanted], [into, *seen], api_visibility="private")
-        back.click(undo, [marks, wanted], [marks, *seen], api_visibility="private")
-        reset.click(clear, None, [marks, wanted, *seen], api_visibility="private")
-        about.change(why, [about, marks], [because, prompt], api_visibility="private")
-        page.load(shown, [marks, wanted], seen, api_visibility="private")
+            button.click(told(action), [choice, marks, wanted], [into, *seen], api_visibility="private")
+        back.click(told(undo), [marks, wanted], [marks, *seen], api_visibility="private")
+        reset.click(told(clear), None, [marks, wanted, *seen], api_visibility="private")
+        about.change(told(why), [about, marks], [because, prompt], api_visibility="private")
+        page.load(told(shown), [marks, wanted], seen, api_visibility="private")
+    # Gradio would let one person in at a time, and any number wait; what is asked together is scored together.
+    page.queue(max_size=service.limits.queue, default_concurrency_limit=_AT_ONCE)
 
     @app.get("/", include_in_schema=False)
     async def front() -> RedirectResponse:
         return RedirectResponse(PAGE)
 
     fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"])
+    # Gradio's own greys and greens are too pale to read for many (WCAG asks for a contrast of 4.5 to 1).
+    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"]).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500", button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+    )  # fmt: skip
     mounted: FastAPI = gr.mount_gradio_app(
         app, page, PAGE, theme=theme, css=_CSS, footer_links=[], run_history=False, show_error=False, ssr_mode=False,
         enable_monitoring=False, mcp_server=False, pwa=False, max_file_size="1kb",
