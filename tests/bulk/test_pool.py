@@ -30,8 +30,8 @@ from rectune.spread import one_process
 
 pytest.importorskip("ray")
 
-LIMIT = 300
-"""Seconds after which a command is killed with all that it has started; alone it takes a tenth of that."""
+LIMIT = 600
+"""Seconds after which a command is killed with all that it has started; an idle machine takes a twentieth of that."""
 
 
 def silent(_line: str) -> None:
@@ -83,8 +83,18 @@ class Command:
         return self.out.read_text() + self.err.read_text()
 
     def alive(self) -> list[str]:
-        """What it has started and what runs, in the end or after some seconds."""
-        return [each.name() for each in psutil.wait_procs(list(self.seen.values()), timeout=30)[1] if each.is_running()]
+        """What it has started and what runs still, after a while."""
+
+        def runs(each: psutil.Process) -> bool:
+            try:
+                return each.is_running() and each.status() != psutil.STATUS_ZOMBIE  # which nobody has asked for yet
+            except psutil.NoSuchProcess:
+                return False
+
+        until = time.monotonic() + LIMIT / 5
+        while (left := [each for each in self.seen.values() if runs(each)]) and time.monotonic() < until:
+            time.sleep(0.5)
+        return [str(each) for each in left]
 
     def kill(self) -> None:
         self.look()

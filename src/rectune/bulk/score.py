@@ -136,5 +136,7 @@ def _score_all(
                         f"{rest} left"
                     )
         except KeyboardInterrupt:
-            say(f"stopped with {len(found):,} of {parts:,} parts scored; the same command goes on from there")
+            # A worker may have finished one that nobody has told of yet.
+            done = sum(finished_part(asked.output, part) is not None for part in range(parts))
+            say(f"stopped with {done:,} of {parts:,} parts scored; the same command goes on from there")
             raise
