@@ -103,8 +103,10 @@ def part_scorer(say: Say, asked: Asked) -> Job:
         pairs = PairWork(run, Dataset(asked.dataset, events, catalog, meta), table, asked.as_of)
         steps = score_chunks(pairs, scorer, store, lambda count: None)
         kept = next(steps)
-        if kept or begun > 1:
+        if kept:
             say(f"part {part}: going on behind the {kept:,} pairs that a process had scored before it ended")
+        elif begun > 1:
+            say(f"part {part}: begun again, since the process that scored it has ended")
         for _ in steps:
             work.got_on(name)
         with atomic_path(part_file(asked.output, part)) as temporary:
