@@ -26,6 +26,7 @@ from rectune.train.batches import TrainingCollator
 from rectune.train.halving import Halving
 from rectune.train.speed import Meter
 from rectune.train.trainer import AnswerTrainer
+from rectune.world import World
 
 WORDS = Verbalizer("Yes", "No", positive_id=2, negative_id=0, end_id=3)
 
@@ -125,6 +126,7 @@ def trainer_of(folder: Path, model: Any, words: Verbalizer, kernel: str, over: s
     from transformers import TrainingArguments
 
     return AnswerTrainer(
+        world=World(),
         verbalizer=words,
         attention=kernel,
         answer_loss=AnswerLoss(over),
