@@ -106,48 +106,52 @@ def movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path, movielens: Path) -> Path:
-    """A run folder with a random adapter, as training leaves it."""
-    import torch
+def save_random_run() -> Callable[[Config], Path]:
+    """Writes the run folder of a configuration with a random adapter, as training leaves it."""
 
-    from rectune.model.load import load_model
-    from rectune.model.lora import attach_adapter
-    from rectune.prompt.dataset import open_dataset
-    from rectune.prompt.pieces import Pieces
-    from rectune.prompt.pointwise import PointwisePrompts
-    from rectune.score.settings import settings_of
+    def save(config: Config) -> Path:
+        import torch
 
-    def silent(_line: str) -> None:
-        """Say nothing."""
+        from rectune.model.load import load_model
+        from rectune.model.lora import attach_adapter
+        from rectune.prompt.dataset import open_dataset
+        from rectune.prompt.layouts import prompts_for
+        from rectune.prompt.pieces import Pieces
+        from rectune.score.settings import settings_of
 
+        def silent(_line: str) -> None:
+            """Say nothing."""
+
+        data = open_dataset(config, silent)
+        loaded = load_model(config, silent)
+        torch.manual_seed(5)
+        model = attach_adapter(loaded.model, config, loaded.source, None)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "lora_B" in name:
+                    value.normal_(std=0.05)
+        run = config.output_dir
+        model.save_pretrained(run)
+        words = prompts_for(config, Pieces(loaded.tokenizer)).verbalizer
+        settings_of(config, words, loaded.source, None, "float32", data.content_hash, data.events).save(run)
+        (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        return run
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path, movielens: Path, save_random_run: Callable[..., Path]
+) -> Path:
+    """A run folder of single prompts."""
     root = tmp_path_factory.mktemp("tiny-run")
-    config = parse_config(
-        {
-            "model_name_or_path": str(tiny_qwen3),
-            "layout": "pointwise",
-            "dataset": str(movielens),
-            "dataset_dir": str(root / "data"),
-            "output_dir": str(root / "run"),
-            "preprocessing_cache_dir": str(root / "cache"),
-            "bf16": False,
-            "report_to": "none",
-            "per_device_eval_batch_size": 4,
-        },
-        origin="test",
-    )
-    data = open_dataset(config, silent)
-    loaded = load_model(config, silent)
-    torch.manual_seed(5)
-    model = attach_adapter(loaded.model, config, str(tiny_qwen3), None)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.05)
-    model.save_pretrained(root / "run")
-    prompts = PointwisePrompts(config, Pieces(loaded.tokenizer))
-    settings_of(config, prompts.verbalizer, loaded.source, None, "float32", data.content_hash).save(root / "run")
-    (root / "run" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    return root / "run"
+    values = {
+        "model_name_or_path": str(tiny_qwen3), "layout": "pointwise", "dataset": str(movielens),
+        "dataset_dir": str(root / "data"), "output_dir": str(root / "run"), "report_to": "none", "bf16": False,
+        "preprocessing_cache_dir": str(root / "cache"), "per_device_eval_batch_size": 4,
+    }  # fmt: skip
+    return save_random_run(parse_config(values, origin="test"))
 
 
 @pytest.fixture

@@ -271,24 +271,6 @@ def test_an_unknown_item_is_one_line_with_its_row(score: Any, pairs: Path, tmp_p
     assert f"'none'; the first on row {row};" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--workers", "2"], "--workers: does nothing without --pairs"),
-        (["--pairs", "p.parquet", "--ray", "auto"], "--ray: does nothing without --workers"),
-        (["--pairs", "p.parquet", "--workers", "2", "--ray", "ray://head:10001"], "--ray: got 'ray://head:10001'"),
-        (["--pairs", "p.parquet", "--workers", "2", "--split", "test"], "--split: does nothing with --pairs"),
-    ],
-)
-def test_options_that_do_not_fit_are_one_line(
-    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main(["score", "no/such/run", *options])
-    captured = capsys.readouterr()
-    assert said in captured.err and captured.err.count("\n") == 1
-
-
 def test_without_ray_workers_are_refused_in_one_line(
     tiny_run: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

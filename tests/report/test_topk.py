@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from rich.console import Console
 
 from rectune.baselines import retrieve
@@ -37,15 +36,10 @@ def silent(_line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
+def run_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path, save_random_run: Callable[..., Path]
+) -> Path:
     """A stream run with a random adapter and like-rates as prior, on 20 users and 150 films; odd films are good."""
-    from rectune.model.load import load_model
-    from rectune.model.lora import attach_adapter
-    from rectune.prompt.dataset import open_dataset
-    from rectune.prompt.layouts import prompts_for
-    from rectune.prompt.pieces import Pieces
-    from rectune.score.settings import settings_of
-
     root = tmp_path_factory.mktemp("topk")
     (root / "ml").mkdir()
     films = ["movieId,title,genres", *(f'{film},"Film {film} (1990)",Drama' for film in range(1, 151))]
@@ -67,20 +61,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Pa
         },
         origin="test",
     )  # fmt: skip
-    data = open_dataset(config, silent)
-    loaded = load_model(config, silent)
-    torch.manual_seed(5)
-    model = attach_adapter(loaded.model, config, str(tiny_qwen3), None)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.05)
-    model.save_pretrained(root / "run")
-    prompts = prompts_for(config, Pieces(loaded.tokenizer))
-    kept = settings_of(config, prompts.verbalizer, loaded.source, None, "float32", data.content_hash, data.events)
-    kept.save(root / "run")
-    (root / "run" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    return root / "run"
+    return save_random_run(config)
 
 
 @pytest.fixture(scope="module")

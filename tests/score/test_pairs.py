@@ -332,6 +332,9 @@ def test_a_command_ended_by_sigkill_goes_on_and_writes_the_same_file(
         (["--pairs", "p.csv", "--demo"], "--pairs: does nothing with --demo"),
         (["--pairs", "p.csv", "--input", "x.jsonl"], "--input: does nothing with --pairs"),
         (["--pairs", "none.csv"], "--pairs: none.csv: no such file"),
+        (["--workers", "2"], "--workers: does nothing without --pairs"),
+        (["--pairs", "p.parquet", "--ray", "auto"], "--ray: does nothing without --workers"),
+        (["--pairs", "p.parquet", "--workers", "2", "--ray", "ray://head:10001"], "--ray: got 'ray://head:10001'"),
     ],
 )
 def test_options_that_do_not_fit_pairs_are_one_line(
